@@ -16,7 +16,7 @@ use self::exposition::{Exposition, MEDIA_TYPE, UNLABELLED, Value};
 pub(super) use self::table::page;
 use super::health::OK;
 use super::http_metrics::RESPONSE_TIME_BOUNDS_US;
-use super::problem::{Problem, store_problem};
+use super::problem::{Problem, log_failed_read};
 use super::stats_cache::CachedStats;
 use super::{Api, request};
 use crate::histogram::Histogram;
@@ -48,7 +48,7 @@ impl Api {
                 reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(cached.now));
                 upstream(&mut metrics, &cached);
             }
-            Err(error) => drop(store_problem(error)),
+            Err(error) => log_failed_read("metrics", &error),
         }
         let is_writable = health.status == OK;
         database(&mut metrics, is_writable, info, &self.store.writer_stats());

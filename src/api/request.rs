@@ -64,11 +64,8 @@ impl ListQuery {
         let mut parsed = Self::default();
         let mut seen = HashSet::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if name != "status" && !seen.insert(name.to_string()) {
-                return Err(Problem::parameter(
-                    &name,
-                    format!("{name:?} is given twice"),
-                ));
+            if name != "status" {
+                check_new(&mut seen, &name)?;
             }
             match &*name {
                 "status" => {
@@ -149,6 +146,14 @@ fn limit(value: &str) -> Result<usize, Problem> {
                 format!("invalid limit {value:?}; expected a number from 1 to {LIMIT_MAX}"),
             )
         })
+}
+
+/// Rejects a parameter that is given twice.
+fn check_new(seen: &mut HashSet<String>, name: &str) -> Result<(), Problem> {
+    match seen.insert(name.to_owned()) {
+        true => Ok(()),
+        false => Err(Problem::parameter(name, format!("{name:?} is given twice"))),
+    }
 }
 
 /// Rejects all parameters.

@@ -6,7 +6,7 @@ use url::form_urlencoded;
 use warp::http::HeaderMap;
 
 use super::super::problem::Problem;
-use super::{limit, prefers};
+use super::{check_new, limit, prefers};
 use crate::order::OrderId;
 use crate::store::Cursor;
 
@@ -46,12 +46,7 @@ impl EventQuery {
         let mut order = None;
         let mut seen = HashSet::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-            if !seen.insert(name.to_string()) {
-                return Err(Problem::parameter(
-                    &name,
-                    format!("{name:?} is given twice"),
-                ));
-            }
+            check_new(&mut seen, &name)?;
             match &*name {
                 "after" if value == "latest" => after = Some(After::Latest),
                 "after" => {
