@@ -5,7 +5,7 @@ use super::queries::{self, Read};
 use super::write::Write;
 use super::{
     Engine, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded, StartCandidate,
-    Store, StoreError, read, sqlite,
+    Store, StoreError, call, read, sqlite,
 };
 use crate::order::{Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
@@ -14,6 +14,14 @@ impl Store {
     /// Takes leadership unless another process has it. From then on a previous leader cannot record
     /// anything.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
+        self.try_lead_once().await.map_err(|error| {
+            // The error follows from that.
+            let reason = call!(self.engine.retirement()).reason();
+            reason.map_or(error, LeadError::Open)
+        })
+    }
+
+    async fn try_lead_once(&self) -> Result<Option<Leadership>, LeadError> {
         let lock = match &self.engine {
             Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
             #[cfg(feature = "postgres")]

@@ -351,6 +351,8 @@ impl Writer {
         let cause = with_causes(&error);
         match error.is_own_fault() {
             true => log::error!("a write was refused by the database: {cause}"),
+            // The program ends, and logs the reason.
+            false if self.connector.retirement().reason().is_some() => {}
             false => self.state.report_failure(cause),
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);

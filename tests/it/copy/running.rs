@@ -28,8 +28,8 @@ fn assert_end(programs: [Program; 3], reason: &str) {
         let log = ended(program);
         let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
         assert!(errors.last().unwrap().contains(reason), "{log}");
-        // The writer of a server logs that a write was refused before it finds the reason.
-        assert!(errors.len() <= 4, "{log}");
+        // The writer may log that a write was refused before it finds the reason.
+        assert!(errors.len() <= 2, "{log}");
         assert!(!log.contains("can be written again"), "{log}");
     }
 }
