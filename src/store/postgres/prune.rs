@@ -1,4 +1,4 @@
-//! Orders that a batch prunes, and the totals that are kept of them.
+//! Pruning of orders that settled long ago, and the totals that are kept of them.
 
 use super::error::Error;
 use super::session::{Session, Steps};
@@ -18,102 +18,53 @@ const PRUNABLE: &str = concat!(
 
 const BASE: &str = "SELECT history FROM pruned WHERE id = 1 FOR UPDATE";
 
-/// Orders that a batch prunes, and the totals that are kept of them.
-#[derive(Default)]
-pub(super) struct PruneBatch {
-    history: Option<JournalStats>,
-    seqs: Vec<i64>,
-    last_entry: i64,
-    /// Reply to each prune.
-    counts: Vec<PruneCounts>,
-}
-
-impl PruneBatch {
-    /// Locks the orders to prune, and adds them up.
-    pub async fn read(session: &Session, writes: &[Pending]) -> Result<Self, Error> {
-        let mut prunes = Self::default();
-        for pending in writes {
-            let Write::Prune {
-                seqs,
-                settled_before,
-                now,
-                ..
-            } = &pending.write
-            else {
-                continue;
-            };
-            let mut history = match prunes.history.take() {
-                Some(history) => history,
-                None => {
-                    let history: String = session.value(BASE, &[]).await?;
-                    serde_json::from_str(&history).map_err(Error::value)?
-                }
-            };
-            let mut counts = PruneCounts::default();
-            let mut own = Vec::new();
-            for row in session.query(PRUNABLE, &[&settled_before.0, seqs]).await? {
-                let seq: i64 = row.try_get(0)?;
-                // An earlier write of this batch removes it.
-                if prunes.seqs.contains(&seq) {
-                    continue;
-                }
-                match row.status(1)? {
-                    Status::Fulfilled => counts.fulfilled += 1,
-                    Status::Failed => counts.failed += 1,
-                    Status::Created | Status::Processing => continue,
-                }
-                own.push(seq);
-            }
-            let sql = format!(
-                "SELECT {ENTRY} FROM journal WHERE order_seq = ANY ($1) ORDER BY order_seq, seq"
-            );
-            for row in session.query(&sql, &[&own]).await? {
-                let entry = entry_of(&row)?;
-                history.add(&entry, *now);
-                counts.entries += 1;
-                prunes.last_entry = prunes.last_entry.max(entry.seq);
-            }
-            history.drop_old_minutes(*now);
-            prunes.history = Some(history);
-            prunes.seqs.extend(own);
-            prunes.counts.push(counts);
-        }
-        Ok(prunes)
-    }
-
-    pub fn add(&self, steps: &mut Steps) -> Result<(), Error> {
-        let Some(history) = &self.history else {
-            return Ok(());
+/// Carries out the prunes among these writes, and stores their replies.
+pub(super) async fn prune(session: &Session, writes: &mut [Pending]) -> Result<(), Error> {
+    for pending in writes {
+        let Write::Prune {
+            seqs,
+            settled_before,
+            now,
+            reply,
+        } = &mut pending.write
+        else {
+            continue;
         };
-        let mut all = PruneCounts::default();
-        for counts in &self.counts {
-            all += *counts;
+        let history: String = session.value(BASE, &[]).await?;
+        let mut history: JournalStats = serde_json::from_str(&history).map_err(Error::value)?;
+        let (mut removed, mut last_entry) = (PruneCounts::default(), 0);
+        let mut own: Vec<i64> = Vec::new();
+        for row in session.query(PRUNABLE, &[&settled_before.0, seqs]).await? {
+            match row.status(1)? {
+                Status::Fulfilled => removed.fulfilled += 1,
+                Status::Failed => removed.failed += 1,
+                Status::Created | Status::Processing => continue,
+            }
+            own.push(row.try_get(0)?);
         }
-        let last_order = self.seqs.iter().copied().max().unwrap_or(0);
-        let values = pruned_values(all, last_order, self.last_entry, history);
-        let values = values.map_err(Error::value)?;
-        steps.add(
+        let sql = format!(
+            "SELECT {ENTRY} FROM journal WHERE order_seq = ANY ($1) ORDER BY order_seq, seq"
+        );
+        for row in session.query(&sql, &[&own]).await? {
+            let entry = entry_of(&row)?;
+            history.add(&entry, *now);
+            removed.entries += 1;
+            last_entry = last_entry.max(entry.seq);
+        }
+        history.drop_old_minutes(*now);
+        let last_order = own.last().copied().unwrap_or(0);
+        let values = pruned_values(removed, last_order, last_entry, &history);
+        let values = values.map_err(Error::value)?.into_iter();
+        let mut steps = Steps::default();
+        for sql in [
             "DELETE FROM journal WHERE order_seq = ANY ($1)",
-            vec![Box::new(self.seqs.clone())],
-        );
-        steps.add(
             "DELETE FROM orders WHERE seq = ANY ($1)",
-            vec![Box::new(self.seqs.clone())],
-        );
-        let values = values.into_iter().map(|value| Box::new(value) as _);
-        steps.add(ADD_TO_PRUNED, values.collect());
-        Ok(())
-    }
-
-    pub fn keep(&self, writes: &mut [Pending]) {
-        let prunes = writes
-            .iter_mut()
-            .filter_map(|pending| match &mut pending.write {
-                Write::Prune { reply, .. } => Some(reply),
-                _ => None,
-            });
-        for (reply, counts) in prunes.zip(&self.counts) {
-            reply.keep(*counts);
+        ] {
+            steps.add(sql, vec![Box::new(own.clone())]);
         }
+        steps.add(ADD_TO_PRUNED, values.map(|value| Box::new(value) as _).collect());
+        session.pipeline(&steps).await?;
+        reply.keep(removed);
     }
+    Ok(())
 }

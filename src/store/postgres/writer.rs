@@ -22,7 +22,7 @@ use super::batch::{Batch, COMMIT, EMIT, Failure, SET_LAST_BATCH, entry_values};
 use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
 use super::heartbeat::add_heartbeats;
-use super::prune::PruneBatch;
+use super::prune::prune;
 use super::row_work::RowWork;
 use super::session::{NUMBERING_LOCK, Session, Steps};
 use super::{ATTEMPT_TIMEOUT, RETRY_INTERVAL};
@@ -259,9 +259,7 @@ impl Writer {
             false => Vec::new(),
         };
         let entries = rows.finish(&mut batch.writes, &answers)?;
-        let prunes = PruneBatch::read(session, &batch.writes).await?;
-        prunes.add(&mut steps)?;
-        prunes.keep(&mut batch.writes);
+        prune(session, &mut batch.writes).await?;
         let checked = connector
             .is_check_due()
             .then(|| steps.add(SERVER_STATE, vec![]));
