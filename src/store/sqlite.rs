@@ -23,7 +23,6 @@ mod operator;
 mod permits;
 mod prune;
 mod read_only;
-mod retirement;
 mod row_mapping;
 mod times;
 mod write_error;
@@ -117,7 +116,7 @@ impl Engine {
         drop(db);
         let inner = Inner {
             address: path.display().to_string(),
-            writer: Writer::none(path.clone()),
+            writer: Writer::none(),
             path,
             readers,
         };
@@ -153,7 +152,7 @@ impl Engine {
     }
 
     pub fn retirement(&self) -> &Retirement {
-        &self.inner.writer.retirement.signal
+        &self.inner.writer.retirement
     }
 
     /// Like `queries::find`. The most frequent read takes a twentieth fewer instructions without a future

@@ -62,7 +62,10 @@ pub(super) async fn prune(session: &Session, writes: &mut [Pending]) -> Result<(
         ] {
             steps.add(sql, vec![Box::new(own.clone())]);
         }
-        steps.add(ADD_TO_PRUNED, values.map(|value| Box::new(value) as _).collect());
+        steps.add(
+            ADD_TO_PRUNED,
+            values.map(|value| Box::new(value) as _).collect(),
+        );
         session.pipeline(&steps).await?;
         reply.keep(removed);
     }

@@ -7,7 +7,7 @@ use super::file::{FilesChanged, OpenedFile};
 
 /// The open files of a database, whose log is rescued once if their paths lead elsewhere.
 pub(super) struct LogRescue {
-    file: OpenedFile,
+    pub file: OpenedFile,
     /// True if the log's contents are in the database; `None` unless a file was moved or replaced.
     is_rescued: Option<bool>,
 }

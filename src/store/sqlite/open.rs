@@ -22,6 +22,7 @@ use super::file::{
 use super::open_error::{FileError, START_TIMEOUT};
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
+use crate::store::retirement::Retirement;
 use crate::store::{OpenError, OpenReason};
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
@@ -374,11 +375,19 @@ fn must_hold_orders(db: &Connection, format: i64) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Checks that this program may go on using a database that it has open.
-pub(super) fn must_still_be_usable(db: &Connection, path: &Path) -> Result<(), OpenError> {
+/// Checks that this program may go on using a database that it has open. Gives the signal otherwise.
+pub(super) fn must_still_be_usable(
+    db: &Connection,
+    path: &Path,
+    retirement: &Retirement,
+) -> Result<(), OpenError> {
     let checked = format(db).and_then(|format| must_hold_orders(db, format));
     match checked.map_err(|error| error.downcast::<OpenReason>()) {
-        Err(Ok(reason)) => Err(OpenError::new(path.display(), *reason)),
+        Err(Ok(reason)) => {
+            let reason = OpenError::new(path.display(), *reason);
+            retirement.retire(reason.clone());
+            Err(reason)
+        }
         // Errors of SQLite concern the moment.
         Ok(()) | Err(Err(_)) => Ok(()),
     }

@@ -12,8 +12,7 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::journal::journal;
 use super::log_rescue::LogRescue;
-use super::open::BUSY_TIMEOUT;
-use super::retirement::FileRetirement;
+use super::open::{self, BUSY_TIMEOUT};
 use super::row_mapping::result;
 use super::write_error::{Failure, own_fault};
 use super::write_lock::WriteLock;
@@ -21,6 +20,7 @@ use super::{lead, operator, prune, row_mapping, times};
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::store::queries;
 use crate::store::queue::Pending;
+use crate::store::retirement::Retirement;
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
 use crate::store::{Creation, OrderChange, Recorded, StoreError, Transition};
@@ -32,7 +32,7 @@ pub(super) struct Committer {
     pub log_rescue: LogRescue,
     pub checkpointer: Checkpointer,
     pub state: WriterState,
-    pub retirement: FileRetirement,
+    pub retirement: Retirement,
 }
 
 impl Committer {
@@ -66,7 +66,7 @@ impl Committer {
     fn begin_transaction(&mut self) -> Result<(), Failure> {
         self.log_rescue
             .check_files(&self.db, &mut self.checkpointer)?;
-        self.retirement.must_not_be_retired()?;
+        self.retirement.reason().map_or(Ok(()), Err)?;
         self.db.busy_timeout(BUSY_TIMEOUT)?;
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
@@ -95,7 +95,11 @@ impl Committer {
                 Err(error) => {
                     self.roll_back()?;
                     let error = own_fault(error)?;
-                    self.retirement.check(&self.db)?;
+                    open::must_still_be_usable(
+                        &self.db,
+                        &self.log_rescue.file.path,
+                        &self.retirement,
+                    )?;
                     log::error!("a write was refused by the database: {error}");
                     let refused = batch.remove(index).write;
                     refused.finish(Err(Failure::from(error).to_store_error()));

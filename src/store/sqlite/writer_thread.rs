@@ -1,6 +1,5 @@
 //! The thread of the one writer of a process, and its start. What it does is in `writer.rs`.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,12 +9,13 @@ use tokio::sync::mpsc;
 use super::checkpoint::Checkpointer;
 use super::file::OpenedFile;
 use super::log_rescue::LogRescue;
-use super::retirement::FileRetirement;
+use super::open;
 use super::write_lock::WriteLock;
 use super::writer::Committer;
 use crate::clock::DatabaseClock;
 use crate::store::mode::{Mode, NoFaults};
 use crate::store::queue::{Pending, Queue};
+use crate::store::retirement::Retirement;
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
 use crate::store::{OpenError, StoreError};
@@ -23,7 +23,7 @@ use crate::store::{OpenError, StoreError};
 /// The write queue, and the request to empty the write-ahead log at the next commit.
 pub(super) struct Writer {
     pub queue: Queue,
-    pub retirement: FileRetirement,
+    pub retirement: Retirement,
     empty_requested: Arc<AtomicBool>,
 }
 
@@ -42,7 +42,7 @@ impl Writer {
             log_rescue: LogRescue::new(file.clone()),
             checkpointer,
             state: state.clone(),
-            retirement: FileRetirement::new(file.path.clone()),
+            retirement: Retirement::default(),
         };
         let retirement = committer.retirement.clone();
         let queue = match mode {
@@ -62,7 +62,7 @@ impl Writer {
                     .checkpointer
                     .start_in_background(&file, move |db| {
                         // The signal is enough: a later write is refused.
-                        let _ = usable.check(db);
+                        let _ = open::must_still_be_usable(db, &opened.path, &usable);
                         // The writer makes the same check at its next commit, and checkpoints the log.
                         if opened.check().is_err()
                             && let Some(sender) = weak_sender.upgrade()
@@ -89,7 +89,7 @@ impl Writer {
     }
 
     /// Returns the writer of a file that is only read: it refuses every write.
-    pub fn none(path: PathBuf) -> Self {
+    pub fn none() -> Self {
         let state = WriterState::new(DatabaseClock::default(), "the database is only read");
         let queue = Queue::synchronous(state, Arc::new(NoFaults), |pending| {
             let refused = StoreError::unwritable("it was opened to be read");
@@ -97,7 +97,7 @@ impl Writer {
         });
         Self {
             queue,
-            retirement: FileRetirement::new(path),
+            retirement: Retirement::default(),
             empty_requested: Arc::default(),
         }
     }
