@@ -1,6 +1,5 @@
 //! The state of a process' writer that its callers share, and its log lines: each failure is logged once.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -13,8 +12,6 @@ use crate::clock::DatabaseClock;
 pub(super) struct WriterState {
     pub counters: Counters,
     pub commits: watch::Sender<()>,
-    /// True after a write was withdrawn while nothing was committed, until the next commit.
-    is_stuck: Arc<AtomicBool>,
     /// Reason to log when a write is withdrawn.
     blocked_by: &'static str,
     /// Message of the last failure, so that consecutive equal failures are logged once.
@@ -26,7 +23,6 @@ impl WriterState {
         Self {
             counters: Counters::new(clock),
             commits: watch::Sender::new(()),
-            is_stuck: Arc::default(),
             blocked_by,
             logged_failure: Arc::default(),
         }
@@ -35,8 +31,7 @@ impl WriterState {
     /// Wakes the subscribers to commits, and logs that the database can be written again.
     pub fn report_success(&self) {
         self.commits.send_replace(());
-        let was_stuck = self.is_stuck.swap(false, Ordering::AcqRel);
-        if self.logged_failure().take().is_some() || was_stuck {
+        if self.logged_failure().take().is_some() {
             log::info!("the database can be written again");
         }
     }
@@ -50,11 +45,11 @@ impl WriterState {
         }
     }
 
-    /// Logs that a write was withdrawn because nothing can be committed.
+    /// Logs that a write was withdrawn because nothing can be committed, unless the cause is logged.
     pub fn report_stuck(&self) {
-        if !self.is_stuck.swap(true, Ordering::AcqRel) {
-            let why = self.blocked_by;
-            log::error!("the database cannot be written: {why}");
+        let is_logged = self.logged_failure().is_some();
+        if !is_logged {
+            self.report_failure(self.blocked_by.to_owned());
         }
     }
 
