@@ -4,8 +4,7 @@
 //! callers, and lookups of orders share statements too (`lookups`); a read of several statements has a
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
-//! existing rows, `changes` has the reconciler's changes among them, `prune` and `heartbeat` are writes of
-//! their own. `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes
+//! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders. `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes
 //! them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
 //! `lead` elects the leader, and `listen` receives the commits of other processes.
 
@@ -16,7 +15,6 @@ mod connect;
 mod copy;
 mod dialect;
 mod error;
-mod heartbeat;
 mod history;
 mod lead;
 mod lines;

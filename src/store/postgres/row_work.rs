@@ -1,5 +1,6 @@
 //! Statements of a batch on existing rows: changes of orders, operators' decisions, epochs, corrected
-//! times. They may wait for a row, so they run before the numbering lock is taken, except in a repetition.
+//! times, heartbeats. They may wait for a row, so they run before the numbering lock is taken, except in
+//! a repetition.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use super::session::{Steps, Value};
 use crate::order::EventReason;
 use crate::pace::BACKOFF_MAX;
 use crate::store::queue::Pending;
-use crate::store::rows::unresolved_of;
+use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values, unresolved_of};
 use crate::store::update::CLAMP_TIMES;
 use crate::store::write::Write;
 use crate::store::{OperatorResult, Resolution};
@@ -19,6 +20,9 @@ use crate::store::{OperatorResult, Resolution};
 const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
+
+/// Condition that fails unless the epoch is that of the row.
+const OF_EPOCH: &str = "AND CASE WHEN epoch = $13 THEN true ELSE 1 / (epoch - epoch) = 0 END";
 
 /// Statements of a batch on existing rows.
 pub(super) struct RowWork {
@@ -151,4 +155,23 @@ fn changes_of(writes: &[Pending]) -> Vec<BatchChange<'_>> {
                 .map(move |change| BatchChange { change, now })
         })
         .collect()
+}
+
+/// Adds the statements that write heartbeats. Each fails, as `CHECK_EPOCHS` does, unless its epoch is that
+/// of the row it replaces, so it needs no transaction. Another transaction may have locked the row, so
+/// they run before the numbering lock is taken, except in a repetition.
+pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<(), Error> {
+    for pending in writes {
+        if let Write::Heartbeat {
+            epoch, heartbeat, ..
+        } = &pending.write
+        {
+            let values = heartbeat_values(heartbeat).map_err(Error::value)?;
+            let values = values.into_iter().map(|value| -> Value { Box::new(value) });
+            let epoch: Value = Box::new(*epoch);
+            let sql = format!("{} {OF_EPOCH}", WRITE_HEARTBEAT);
+            steps.add(sql, values.chain([epoch]).collect());
+        }
+    }
+    Ok(())
 }
