@@ -79,13 +79,8 @@ impl Store {
     /// Subscribes to the creation of orders newer than the newest existing one, by this or any
     /// other process.
     pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
-        let changes = match &self.engine {
-            Engine::Sqlite(engine) => engine.changes_for_new_orders()?,
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.changes()?,
-        };
         Ok(NewOrders {
-            changes,
+            changes: self.changes()?,
             newest: self.newest_seq().await?,
             is_unread: false,
             store: self.clone(),

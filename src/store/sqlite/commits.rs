@@ -16,25 +16,14 @@ use crate::store::{Changes, StoreError};
 /// between. It is also far longer than the resolution of file times.
 const VISIBLE_WITHIN: Duration = Duration::from_millis(200);
 
-/// Interval between two polls for changes: 100 a second take 0.5 % of a core.
-const CHANGES_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Interval between two polls for new orders, which are nearly all the work of an idle reconciler:
-/// 50 a second take 0.25 % of a core.
-const NEW_ORDERS_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval between two polls, which are nearly all the work of an idle reconciler: 50 a second take
+/// 0.25 % of a core.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Engine {
-    pub fn changes(&self) -> Result<Changes, StoreError> {
-        self.changes_every(CHANGES_INTERVAL)
-    }
-
-    pub fn changes_for_new_orders(&self) -> Result<Changes, StoreError> {
-        self.changes_every(NEW_ORDERS_INTERVAL)
-    }
-
     /// Subscribes to the commits of this process, which are reported immediately, and to those of
     /// other processes, which a poll detects. The polling thread ends with the subscription.
-    fn changes_every(&self, poll_interval: Duration) -> Result<Changes, StoreError> {
+    pub fn changes(&self) -> Result<Changes, StoreError> {
         let others = Arc::new(Notify::new());
         let changes = Changes {
             own: self.queue().commits(),
@@ -44,7 +33,7 @@ impl Engine {
         let mut log = Log::new(&self.inner.path);
         let poll = move || {
             loop {
-                std::thread::sleep(poll_interval);
+                std::thread::sleep(POLL_INTERVAL);
                 let Some(others) = listener.upgrade() else {
                     break;
                 };
