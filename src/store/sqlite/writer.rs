@@ -120,6 +120,8 @@ impl Committer {
     fn finish(&self, batch: Vec<Pending>, result: Result<(), Failure>) {
         match &result {
             Ok(()) => self.state.report_success(),
+            // The program ends, and logs the reason.
+            Err(_) if self.retirement.reason().is_some() => {}
             Err(failure) => self.state.report_failure(failure.cause.to_string()),
         }
         for pending in batch {

@@ -75,6 +75,30 @@ async fn running_programs_exit_once_a_later_version_has_migrated_the_database() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_takes_the_lead_of_a_moved_database_logs_the_reason_once() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        let arguments = [
+            "--database-url",
+            &from,
+            "--order-process-url",
+            "http://127.0.0.1:9",
+        ];
+        let leader = env.start("order-reconciler", &arguments, false);
+        leader.logs("became leader");
+        let standby = env.start("order-reconciler", &arguments, false);
+        standby.logs("standing by");
+        copied(&env, &from, &to);
+        leader.kill();
+        let log = ended(standby);
+        let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
+        assert!(errors.last().unwrap().contains("has moved"), "{log}");
+        // The writer of a server logs that a write was refused before it finds the reason.
+        assert!(errors.len() <= 2, "{log}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_single_run_exits_once_the_orders_have_moved() {
     for engines in PAIRS {
         let env = TestEnvironment::new();
