@@ -166,8 +166,7 @@ pub struct DatabaseInfo {
     pub bytes: u64,
     /// Size in bytes of the write-ahead log beside the file; `None` on a server.
     pub log_bytes: Option<u64>,
-    /// Number of connections to the server that were made in the place of another one; `None` where there
-    /// is no server.
+    /// Number of connections to the server that were lost; `None` where there is no server.
     pub reconnects: Option<u64>,
     /// Number of journal entries that this process has written and that a standby lacked that was promoted.
     pub lost_entries: u64,

@@ -266,7 +266,7 @@ impl Engine {
             durability: self.durability(),
             bytes: size.map_or(0, |size| size.map_or(0, i64::unsigned_abs)),
             log_bytes: None,
-            reconnects: Some(connector.reconnects()),
+            reconnects: Some(connector.lost_connections()),
             lost_entries: connector.own_entries.lost(),
         }
     }

@@ -184,7 +184,7 @@ metrics! {
     "End the program that reads the file for very long."
 
     DATABASE_RECONNECTS "counter" "database_reconnects_total" []
-    "Connections to a PostgreSQL server that were made in the place of one that was lost or given up."
+    "Connections to a PostgreSQL server that were lost."
     => "rises again and again"
     "The server ends, hangs or changes its role, or the network between fails: see the logs of both."
 

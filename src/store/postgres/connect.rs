@@ -53,7 +53,7 @@ pub(super) struct Connector {
     checked_at: AtomicU64,
     is_replicated: AtomicBool,
     retirement: Retirement,
-    reconnects: AtomicU64,
+    lost_connections: Arc<AtomicU64>,
     pub own_entries: OwnEntries,
 }
 
@@ -93,7 +93,7 @@ impl Connector {
             checked_at: AtomicU64::new(0),
             is_replicated: AtomicBool::new(false),
             retirement: Retirement::default(),
-            reconnects: AtomicU64::new(0),
+            lost_connections: Arc::default(),
             own_entries: OwnEntries::default(),
         })
     }
@@ -123,9 +123,9 @@ impl Connector {
         self.retirement.retire(reason);
     }
 
-    /// Number of sessions that were opened in the place of another one.
-    pub fn reconnects(&self) -> u64 {
-        self.reconnects.load(Ordering::Relaxed)
+    /// Number of connections that ended with an error.
+    pub fn lost_connections(&self) -> u64 {
+        self.lost_connections.load(Ordering::Relaxed)
     }
 
     /// Returns whether [`SERVER_STATE`] is to be sent with the next statements.
@@ -164,18 +164,6 @@ impl Connector {
                 Err(ServerError::Relocated(found).into())
             }
         }
-    }
-
-    /// Opens a session in the place of one that has ended.
-    pub async fn next_session(&self) -> Result<Session, Error> {
-        let session = self.session().await?;
-        self.on_reconnect();
-        Ok(session)
-    }
-
-    /// Counts a session that was opened in the place of one that has ended.
-    pub fn on_reconnect(&self) {
-        self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Opens a session on the database that was prepared.
@@ -305,15 +293,16 @@ impl Connector {
             (_, Some(code)) if code.code().starts_with("28") => ServerError::Refused(error.into()),
             _ => ServerError::Unreachable(error.into()),
         };
+        let lost = self.lost_connections.clone();
         let session = match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
-                Session::start(client, connection, notified)
+                Session::start(client, connection, notified, lost)
             }
             Some(tls) => {
                 let connected = config.connect(tls.clone()).await;
                 let (client, connection) = connected.map_err(unreachable)?;
-                Session::start(client, connection, notified)
+                Session::start(client, connection, notified, lost)
             }
         };
         settings::apply(&session).await?;

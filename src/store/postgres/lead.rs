@@ -27,20 +27,18 @@ impl fmt::Debug for LeaderLock {
     }
 }
 
-/// The session on which a standby tries to take the lock, and whether there was one before.
+/// The session on which a standby tries to take the lock.
 #[derive(Default)]
-pub(super) struct Standby(Mutex<(Option<Session>, bool)>);
+pub(super) struct Standby(Mutex<Option<Session>>);
 
 impl Standby {
     /// Takes the lock, if no one else has it.
     pub async fn try_take(&self, connector: &Arc<Connector>) -> Result<Option<LeaderLock>, Error> {
-        let (kept, is_next) = &mut *self.0.lock().await;
+        let mut kept = self.0.lock().await;
         let session = match kept.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
-            None if *is_next => connector.next_session().await?,
             None => connector.session().await?,
         };
-        *is_next = true;
         if session.try_lock(LEADER_LOCK).await? {
             return Ok(Some(LeaderLock(Box::new(session))));
         }

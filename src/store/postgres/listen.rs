@@ -49,14 +49,11 @@ impl Listener {
     async fn run(self: Arc<Self>, connector: Arc<Connector>) {
         let notified = Arc::new(Notify::new());
         let mut session: Option<Session> = None;
-        let (mut is_first, mut is_unnotified, mut is_due) = (true, false, false);
+        let (mut is_unnotified, mut is_due) = (false, false);
         loop {
             if session.as_ref().is_none_or(Session::is_closed) {
                 session = connector.session_with(Some(notified.clone())).await.ok();
                 if let Some(session) = &session {
-                    if !std::mem::take(&mut is_first) {
-                        connector.on_reconnect();
-                    }
                     is_unnotified = !receives_notifications(session, &notified).await;
                 }
                 // A commit before the session listened is found by this wake-up.

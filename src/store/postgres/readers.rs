@@ -125,10 +125,8 @@ impl Inner {
         let mut kept = self.readers[index].lock().await;
         let session = match kept.as_ref() {
             Some(session) if !session.is_closed() => return Ok(session.clone()),
-            Some(_) => self.connector.next_session().await?,
-            None => self.connector.session().await?,
+            _ => Arc::new(self.connector.session().await?),
         };
-        let session = Arc::new(session);
         *kept = Some(session.clone());
         Ok(session)
     }
@@ -139,8 +137,7 @@ impl Inner {
         let idle = self.idle_snapshots().pop();
         let session = match idle {
             Some(session) if !session.is_closed() => session,
-            Some(_) => self.connector.next_session().await?,
-            None => self.connector.session().await?,
+            _ => self.connector.session().await?,
         };
         let begin = session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
         // The first statements are sent with it: `join` polls in this order.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Poll;
 
@@ -50,11 +50,12 @@ pub(in crate::store) struct Session {
 
 impl Session {
     /// Starts a session on a connection, and the task that drives it. Notifications of other sessions
-    /// wake `notified`.
+    /// wake `notified`; `lost` counts connections that end with an error.
     pub fn start<S, T>(
         client: Client,
         mut connection: Connection<S, T>,
         notified: Option<Arc<Notify>>,
+        lost: Arc<AtomicU64>,
     ) -> Self
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -81,6 +82,7 @@ impl Session {
                     Some(Ok(_)) => {}
                     Some(Err(error)) => {
                         log::debug!("a connection to the database ended: {error}");
+                        lost.fetch_add(1, Ordering::Relaxed);
                         break;
                     }
                     None => break,

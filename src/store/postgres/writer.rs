@@ -135,7 +135,7 @@ impl Writer {
     /// Connects, however long that takes while there are callers.
     async fn connect(&mut self, waiting: &mpsc::Receiver<Pending>) -> Result<(), Error> {
         while self.session.as_ref().is_none_or(Session::is_closed) {
-            match self.connector.next_session().await {
+            match self.connector.session().await {
                 Ok(session) => self.session = Some(session),
                 Err(error) if error.is_transient() && !waiting.is_closed() => {
                     self.state.report_failure(with_causes(&error));
@@ -218,7 +218,7 @@ impl Writer {
     async fn session(&mut self) -> Result<&Session, Error> {
         let session = match self.session.take().filter(|session| !session.is_closed()) {
             Some(session) => session,
-            None => self.connector.next_session().await?,
+            None => self.connector.session().await?,
         };
         Ok(self.session.insert(session))
     }
