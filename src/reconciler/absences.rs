@@ -4,7 +4,7 @@ use super::observations::Observations;
 use super::{Decision, Reconciler, effects};
 use crate::clock::Clock;
 use crate::decide::{Action, Occasion, Policy};
-use crate::order::{Reason, Timestamp};
+use crate::order::Timestamp;
 use crate::process::Stop;
 use crate::store::{OrderChange, Transition};
 use crate::upstream::Upstream;
@@ -54,17 +54,14 @@ pub(super) fn newly_missing<'a>(decision: &Decision<'a>, policy: &Policy) -> Opt
 
 /// Returns the changes of the orders whose look-up failed or has not been made.
 pub(super) fn undetermined(observations: &Observations, now: Timestamp) -> Vec<OrderChange> {
-    let failed = observations.failures.iter().map(|(index, failure)| {
+    let failed = observations.failures.iter().filter_map(|(index, failure)| {
         let (order, id) = (
             observations.orders.order(*index),
             observations.orders.ids().get(*index),
         );
-        let detail = failure.detail.clone();
-        let attention = effects::attention(&order, id, Reason::UpstreamUnreachable, detail, now);
-        OrderChange {
-            seq: order.seq,
-            step: Transition::Delayed(attention),
-        }
+        let step = effects::delayed(&order, id, failure, now)?;
+        let seq = order.seq;
+        Some(OrderChange { seq, step })
     });
     let mut changes: Vec<OrderChange> = failed.collect();
     for (index, began_at) in &observations.unconfirmed {

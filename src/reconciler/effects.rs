@@ -8,7 +8,7 @@ use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
 use crate::pace::backoff;
 use crate::store::{AttentionUpdate, StartCandidate, Transition};
-use crate::upstream::Failure;
+use crate::upstream::{Cause, Failure};
 
 /// A decision about one order, and what it was based on.
 #[derive(Clone, Copy, Debug)]
@@ -112,6 +112,19 @@ pub(super) fn given_up(
         is_counted: is_in_doubt(answer_status),
         attention,
     }
+}
+
+/// Returns the transition after a look-up of an order has failed. There is none if there was no connection,
+/// which says nothing about the order.
+pub(super) fn delayed(
+    order: &OpenOrder,
+    id: &str,
+    failure: &Failure,
+    now: Timestamp,
+) -> Option<Transition> {
+    let (reason, detail) = (Reason::UpstreamUnreachable, failure.detail.clone());
+    let attention = attention(order, id, reason, detail, now);
+    (failure.cause != Cause::NoConnection).then_some(Transition::Delayed(attention))
 }
 
 /// Returns the attention for this order, with the moment of its next attempt by the backoff.

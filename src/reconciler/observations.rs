@@ -11,7 +11,7 @@ use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
 use crate::pace;
 use crate::store::OpenOrders;
-use crate::upstream::{Cause, Entry, Failure};
+use crate::upstream::{Entry, Failure};
 
 /// The polled orders, and the observation of each.
 pub(super) struct Observations {
@@ -171,12 +171,10 @@ impl Observations {
         self.looked_up.insert(index, observation);
     }
 
-    /// Adds the failure of a look-up. That there is no connection says nothing about the order.
+    /// Adds the failure of a look-up.
     pub fn add_failure(&mut self, index: usize, failure: Failure) {
         self.is_complete = false;
-        if failure.cause != Cause::NoConnection {
-            self.failures.push((index, failure));
-        }
+        self.failures.push((index, failure));
     }
 
     /// Adds a list; `entries` is their number if the list was complete.

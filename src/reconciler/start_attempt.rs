@@ -114,7 +114,12 @@ impl<U, C> Context<U, C> {
             Answer::Accepted { is_observed } => {
                 conclusion.steps.push(Transition::Restarted { is_observed });
             }
-            Answer::NotObserved(failure) => conclusion.failure = Some(failure),
+            Answer::NotObserved(failure) => {
+                let StartCandidate { id, order } = candidate;
+                let step = effects::delayed(order, id.as_str(), &failure, now);
+                conclusion.steps.extend(step);
+                conclusion.failure = Some(failure);
+            }
             Answer::WithoutEffect(failure) => {
                 conclusion.steps.push(Transition::Withdrawn);
                 conclusion.failure = Some(failure);

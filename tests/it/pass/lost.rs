@@ -186,3 +186,19 @@ fn a_restart_without_an_answer_is_observed_before_it_is_repeated() {
         assert_eq!(harness.order(&id).starts, 2);
     }
 }
+
+#[test]
+fn a_forgotten_order_whose_look_up_before_its_start_fails_waits_for_its_backoff() {
+    let harness = forgotten(50, LostProcess::Restart);
+    harness.upstream.lost.borrow_mut().push("a0".to_owned());
+    let mut reconciler = harness.old_reconciler();
+    passes(&harness, &mut reconciler, 60);
+    assert_eq!(harness.reason("a0"), Some(Reason::UpstreamUnreachable));
+    let mut look_ups = harness.upstream.take_requests();
+    look_ups.retain(|request| request == "look_up a0");
+    assert!((4..=9).contains(&look_ups.len()), "{}", look_ups.len());
+    harness.upstream.lost.borrow_mut().clear();
+    passes(&harness, &mut reconciler, 60);
+    assert_eq!(harness.upstream.starts_of("a0"), 1);
+    assert_eq!(harness.reason("a0"), None);
+}

@@ -288,9 +288,17 @@ async fn entries_of_an_incomplete_list_count_and_absences_do_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_missing_from_a_complete_list_is_lost() {
     let list = format!("{}]", half_a_list());
-    let upstream = Scripted::new(move |_, _| answer(200, list.clone())).await;
+    let upstream = Scripted::new(move |asked, _| {
+        let body = if asked.is_list() { &list } else { "{}" };
+        answer(200, body)
+    })
+    .await;
     let orders = Orders::processing(&many()).await;
-    let mut reconciler = orders.reconciler(&upstream).await;
+    let hold = Settings {
+        lost_process: LostProcess::Hold,
+        ..settings()
+    };
+    let mut reconciler = orders.reconciler_with(&upstream, hold).await;
     let lost = |order: &Order| reason_of(order) == Some(Reason::ProcessLost);
     let all = reconciler.until_all(|all| all[20..].iter().all(lost)).await;
     assert!(
