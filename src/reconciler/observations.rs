@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::decide::{Observation, OpenOrder, Phase, Policy};
 use crate::id_arena::{IdIndex, StringArena};
 use crate::order::{Observed, Timestamp};
-use crate::pace;
+use crate::pace::{self, PollTarget};
 use crate::store::OpenOrders;
 use crate::upstream::{Entry, Failure};
 
@@ -63,10 +63,10 @@ impl Observations {
         self.observation(index).is_none() && self.orders.order(index).is_due(now)
     }
 
-    /// Returns the observations by look-ups, each with the sequence number of its order.
-    pub fn looked_up(&self) -> impl Iterator<Item = (i64, &Observation)> {
-        let observations = self.looked_up.iter();
-        observations.map(|(index, observation)| (self.orders.targets()[*index].seq, observation))
+    /// Returns the orders that were observed, each with its observation.
+    pub fn observed(&self) -> impl Iterator<Item = (&PollTarget, &Observation)> {
+        let orders = self.orders.targets().iter().enumerate();
+        orders.filter_map(|(index, order)| Some((order, self.observation(index)?)))
     }
 
     /// Returns the indexes of the orders that the complete list lacks.

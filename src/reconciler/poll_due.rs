@@ -65,11 +65,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Reports the polled orders and the cost of the requests to the pace.
     pub(super) fn record_poll(&mut self, observations: &Observations, began_at: Timestamp) {
-        if observations.is_listed && observations.is_complete {
+        if observations.entries.is_some() {
             self.pace.on_all_polled(began_at);
-        } else if !observations.is_listed {
-            for (seq, observation) in observations.looked_up() {
-                self.pace.on_looked_up(seq, observation.began_at);
+        } else {
+            for (order, observation) in observations.observed() {
+                self.pace.on_looked_up(order.seq, observation.began_at);
             }
         }
         if observations.requests() == 0 {

@@ -223,6 +223,24 @@ fn the_duration_of_processes_is_learned() {
 }
 
 #[test]
+fn a_list_that_leaves_orders_in_doubt_counts_the_time_of_the_others_once() {
+    for fault in [Fault::Contradictory, Fault::Lost] {
+        let (harness, mut reconciler) = twenty_seconds(50);
+        harness.upstream.list_fault.set(Some(fault));
+        for second in 0..60 {
+            // Another one each time, so that none is left out for its backoff.
+            *harness.upstream.lost.borrow_mut() = vec![format!("a{}", second % 50)];
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        // The 50 processes ran for a minute, and the 500 that were learned for 20 s each.
+        let mean = harness.heartbeat().learned.durations.mean().unwrap();
+        let range = Duration::from_secs(22)..Duration::from_secs(27);
+        assert!(range.contains(&mean), "{fault:?}: {mean:?}");
+    }
+}
+
+#[test]
 fn a_restart_found_by_look_ups_keeps_the_processes_that_they_found() {
     let harness = forgotten(15, LostProcess::Hold);
     for id in ["a0", "a1", "a2"] {
