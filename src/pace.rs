@@ -372,10 +372,13 @@ impl Pace {
     }
 
     /// Returns whether one more look-up of a poll may be sent now, beside `requests` in flight, `look_ups` of
-    /// them for this poll.
+    /// them for polls. Half of the slots are left to starts, however long look-ups take.
     pub fn may_poll(&self, now: Timestamp, look_ups: usize, requests: usize) -> bool {
-        let is_free = look_ups == 0 || !self.are_polls_limited;
-        is_free && self.may_send(now, requests) && !self.polling.is_throttled(now)
+        let most = match self.are_polls_limited {
+            true => 1,
+            false => self.max_requests.div_ceil(2),
+        };
+        look_ups < most && self.may_send(now, requests) && !self.polling.is_throttled(now)
     }
 
     /// Returns whether the budget allows a poll now.

@@ -46,6 +46,18 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 }
 
 #[test]
+fn polls_leave_half_of_the_requests_to_starts() {
+    let now = Timestamp(1_000);
+    for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 4)] {
+        let learned = LearnedLimits::default();
+        let limiter = Pace::new(0.0, max_requests, learned, UpstreamState::Unknown, now);
+        let polls = (0..max_requests).take_while(|polls| limiter.may_poll(now, *polls, *polls));
+        assert_eq!(polls.count(), most, "of {max_requests}");
+        assert!(!limiter.may_poll(now, 0, max_requests));
+    }
+}
+
+#[test]
 fn orders_are_staged_ahead_of_free_slots_only_at_a_high_rate() {
     let now = Timestamp(1_000);
     let staged_at_once = |pace: &Pace| (0..).find(|starting| !pace.may_stage(now, *starting));

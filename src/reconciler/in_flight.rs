@@ -191,7 +191,8 @@ impl<K: Copy + Eq + Hash + 'static, T: 'static> InFlight<K, T> {
         self.answers.borrow().len()
     }
 
-    fn unanswered(&self) -> usize {
+    /// Returns the number of requests without an answer.
+    pub fn unanswered(&self) -> usize {
         self.requests.borrow().len()
     }
 }

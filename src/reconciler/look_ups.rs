@@ -63,11 +63,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut waiting = waiting.into_iter();
         let mut sent = HashSet::new();
         loop {
-            while self.pace.may_poll(
-                self.context.clock.now(),
-                sent.len(),
-                requests.slots_in_use(),
-            ) && !stop.requested.is_cancelled()
+            while self.may_look_up(stop)
                 && let Some(index) = waiting.next()
             {
                 let seq = observations.orders.targets()[index].seq;
@@ -89,6 +85,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.on_look_up(observations, seq, answer);
         }
         observations.is_complete &= waiting.next().is_none() && sent.is_empty();
+    }
+
+    /// Returns whether one more look-up of a poll may be sent now.
+    fn may_look_up(&self, stop: &Stop) -> bool {
+        let (now, requests) = (self.context.clock.now(), &self.requests);
+        let look_ups = requests.look_ups.unanswered();
+        self.pace.may_poll(now, look_ups, requests.slots_in_use()) && !stop.requested.is_cancelled()
     }
 
     /// Waits for the answer to one of these look-ups. Returns `None` if none comes in [`ANSWER_WAIT`], unless

@@ -145,6 +145,30 @@ async fn a_look_up_without_an_answer_delays_neither_other_orders_nor_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn look_ups_without_an_answer_leave_requests_for_starts() {
+    let upstream = Scripted::new(|asked, _| match asked.is_start() {
+        true => answer(200, ""),
+        false => Reply::Silence,
+    })
+    .await;
+    let ids: Vec<_> = (0..12).map(|n| format!("silent-{n}")).collect();
+    let orders = Orders::processing(&ids).await;
+    let arguments = ["--request-timeout", "2m"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| asked.len() >= 4).await;
+    // Over several passes.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    orders.create("new").await;
+    until(
+        async || orders.order("new").status,
+        |status| *status == Status::Processing,
+    )
+    .await;
+    assert_eq!(upstream.asked().len(), 5);
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orders_whose_look_ups_always_fail_delay_no_other() {
     let replies = [
         answer(302, ""),
