@@ -155,8 +155,8 @@ impl OrderDetails {
                  --order-process-url, the token, and the detail."
             }
             Reason::UpstreamUnreachable => {
-                "Nothing has to be done if it goes away. If it does not, look in the upstream's log \
-                 for this order."
+                "If it does not go away, look in the upstream's log for this order, and repair it \
+                 there: its requests are repeated with backoff."
             }
             Reason::StartRefused => {
                 "Find out in the upstream's log why it refuses, and repair it there: the order is \

@@ -136,19 +136,17 @@ pub(super) trait Database {
     fn merged(selects: &[String], limit: &str) -> String;
 }
 
-/// SQL expression over an order's columns: true if the order needs an operator. A refused start and an
-/// unknown status are tried again automatically, but after five in a row they do not go away; a restart
-/// requested by an operator begins the count anew. A lost process that was only missed has no next
-/// attempt yet; an order that waits for an operator has one. A requested restart proceeds by itself.
+/// SQL expression over an order's columns: true if the order needs an operator. Refused starts, unknown
+/// statuses and unusable answers are followed by another attempt, but after five in a row they do not go
+/// away; a restart requested by an operator begins the count anew. A lost process that was only missed has
+/// no next attempt yet; an order that waits for an operator has one. A requested restart proceeds by itself.
 macro_rules! needs_operator {
     () => {
         "CASE attention \
          WHEN 'max_starts' THEN released_at IS NULL \
-         WHEN 'start_refused' THEN attempts >= 5 \
-         WHEN 'unknown_status' THEN attempts >= 5 \
          WHEN 'process_lost' THEN released_at IS NULL AND next_attempt_at IS NOT NULL \
          AND (SELECT policy FROM heartbeat WHERE heartbeat.id = 1) IS DISTINCT FROM 'restart' \
-         ELSE false END"
+         ELSE attempts >= 5 END"
     };
 }
 pub(super) use needs_operator;

@@ -214,6 +214,9 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
         steps.insert(0, Transition::Adopted);
         order(&store, id, steps).await;
     }
+    for (id, count) in [("silent-four", 4), ("silent-five", 5)] {
+        order(&store, id, vec![delayed(); count]).await;
+    }
     order(&store, "worn", vec![flagged(Reason::MaxStarts)]).await;
     let missed = || Transition::Missed { began_at: SINCE };
     order(&store, "missed", vec![Transition::Adopted, missed()]).await;
@@ -239,6 +242,8 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
             ("five", "operator"),
             ("odd-four", "itself"),
             ("odd-five", "operator"),
+            ("silent-four", "itself"),
+            ("silent-five", "operator"),
             ("worn", "operator"),
             ("missed", "itself"),
             ("missed-late", "itself"),
@@ -247,11 +252,11 @@ async fn an_order_needs_an_operator_only_if_it_does_not_proceed_by_itself() {
             let found = by(&client, &api.url, id).await;
             assert_eq!(found, expected, "{id}, {policy:?}");
         }
-        assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
+        assert_eq!(assert_filter_agrees(&client, &api.url).await, 10);
         let stats = client.get(format!("{}/stats", api.url)).await.json();
         assert_eq!(stats["reconciler"]["policy"], policy.as_str());
-        let operator = 3 + u64::from(held == "operator");
-        let expected = json!({"operator": operator, "itself": 8 - operator});
+        let operator = 4 + u64::from(held == "operator");
+        let expected = json!({"operator": operator, "itself": 10 - operator});
         assert_eq!(stats["attention_by"], expected);
         let metrics = client.get(format!("{}/metrics", api.url)).await.body;
         let sample = format!(
