@@ -9,11 +9,10 @@
 //! - `polling`: which orders to poll, and when. `list_timeout`: how long a list may take.
 //! - `round_robin`: which order is started next.
 //! - `availability`: whether requests may be sent at all. `throttling`: which kinds are answered 429.
-//! - `backoff`: how long an order waits after a failure. `contradiction`: lists that cannot be believed.
+//! - `backoff`: how long an order waits after a failure.
 
 mod availability;
 mod backoff;
-mod contradiction;
 mod incarnations;
 mod list_timeout;
 mod polling;
@@ -27,7 +26,6 @@ use serde::{Deserialize, Serialize};
 
 pub use self::availability::{Call, CircuitBreaker, RequestResults, UpstreamState};
 pub use self::backoff::{BACKOFF_MAX, backoff};
-pub use self::contradiction::Contradiction;
 pub use self::incarnations::{Incarnations, is_upstream_restart};
 use self::list_timeout::ListTimeout;
 use self::polling::Polling;
@@ -71,8 +69,6 @@ pub struct LearnedLimits {
     pub running: u64,
     /// The requests that are answered 429.
     pub throttling: Throttling,
-    /// The last list, if it contradicted itself.
-    pub contradiction: Option<Contradiction>,
 }
 
 impl LearnedLimits {
@@ -121,7 +117,6 @@ pub struct Pace {
     /// Set if the rate limit of the upstream counts polls too.
     are_polls_limited: bool,
     throttling: Throttling,
-    contradiction: Option<Contradiction>,
 }
 
 impl Pace {
@@ -151,7 +146,6 @@ impl Pace {
             are_starts_in_doubt: false,
             are_polls_limited: false,
             throttling: learned.throttling.clamp_times(now),
-            contradiction: learned.contradiction,
         }
     }
 
@@ -181,7 +175,6 @@ impl Pace {
             durations: self.durations.clone(),
             running: self.running + starting as u64,
             throttling: self.throttling,
-            contradiction: self.contradiction,
         }
     }
 
@@ -348,13 +341,6 @@ impl Pace {
     pub fn on_seen_alive(&mut self, began_at: Timestamp) {
         self.rate.on_seen_alive(began_at);
         self.apply_rate();
-    }
-
-    /// Records how many orders a list had twice with different statuses. Returns whether to report it: the
-    /// list before had no contradiction.
-    pub fn on_contradictions(&mut self, orders: usize, now: Timestamp) -> bool {
-        let before = std::mem::replace(&mut self.contradiction, Contradiction::of(orders, now));
-        before.is_none() && self.contradiction.is_some()
     }
 
     /// Returns the timeout of a list that is requested now.

@@ -99,17 +99,6 @@ impl OrderDetails {
                 past(at, now)
             ));
         }
-        if let Some(list) = heartbeat.learned.contradiction
-            && self.order.status == Status::Processing
-            && list.at >= self.order.updated_at
-        {
-            lines.push(format!(
-                "The list of all processes had {} open orders twice with different statuses {}. Such \
-                 orders are looked up one by one, so their outcomes are late.",
-                list.orders,
-                past(list.at, now)
-            ));
-        }
         let incarnations = &heartbeat.learned.incarnations;
         if let Some(at) = incarnations.began_at()
             && let Some((processes, time)) = incarnations.expected_length(now)

@@ -111,7 +111,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.look_up_instead(&mut observations, stop).await;
         }
         let contradictions: Vec<_> = observations.contradictions().collect();
-        self.on_contradictions(contradictions.len());
+        if !contradictions.is_empty() {
+            let orders = contradictions.len();
+            log::debug!("the list contradicts itself; looking up its orders orders={orders}");
+        }
         self.look_up_some(
             &mut observations,
             contradictions,

@@ -51,15 +51,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         on_result(&mut self.pace, call, now, failure);
     }
 
-    /// Records how many orders a list names twice with different statuses, and logs it if the list before had
-    /// no contradiction.
-    pub(super) fn on_contradictions(&mut self, orders: usize) {
-        let now = self.context.clock.now();
-        if self.pace.on_contradictions(orders, now) {
-            log::warn!("the list contradicts itself; looking up its orders orders={orders}");
-        }
-    }
-
     /// Restores the start rate if that is due, and logs it.
     pub(super) fn recover_rate(&mut self, now: Timestamp) {
         if self.pace.recover(now) {

@@ -1,8 +1,7 @@
-//! Explanations of orders that the upstream delays: by a full window, a requested pause, answers of 429, or
-//! lists that contradict themselves.
+//! Explanations of orders that the upstream delays: by a full window, a requested pause, or answers of
+//! 429.
 
 use super::*;
-use crate::pace::Contradiction;
 
 #[test]
 fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
@@ -84,16 +83,4 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
     // What the order does not wait for is not about it.
     let case = throttled(processing(), "starts");
     check(&case, &[up, "Nothing is wrong with it."]);
-}
-
-#[test]
-fn a_list_that_contradicts_itself_is_mentioned_while_the_order_runs() {
-    let mut case = processing();
-    let (at, orders) = (ago(2), 60);
-    case.reconciler.learned.contradiction = Some(Contradiction { at, orders });
-    let says = "had 60 open orders twice with different statuses 2.0 s ago (";
-    check(&case, &[says]);
-    case.order.updated_at = ago(1);
-    let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
-    assert!(!text.contains("twice"), "that was before it: {text}");
 }
