@@ -247,19 +247,8 @@ impl Pace {
     /// Records a start that was accepted: one more process runs.
     pub fn on_start_accepted(&mut self, seq: i64, now: Timestamp) {
         self.polling.on_started(seq, now);
-        self.are_starts_in_doubt = false;
         self.running += 1;
         self.incarnations.on_start_accepted();
-    }
-
-    /// Records a start that was refused: starts are answered.
-    pub fn on_start_refused(&mut self) {
-        self.are_starts_in_doubt = false;
-    }
-
-    /// Records a start that had no answer, or a server error, and may have taken effect.
-    pub fn on_start_in_doubt(&mut self) {
-        self.are_starts_in_doubt = true;
     }
 
     /// Raises a reduced rate by the time that has passed. Returns whether the reduction is over.
@@ -279,8 +268,9 @@ impl Pace {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.throttling.on_answered(call.is_start);
         self.rate.on_answered(call);
-        if !call.is_start {
-            self.polling.on_answered();
+        match call.is_start {
+            true => self.are_starts_in_doubt = false,
+            false => self.polling.on_answered(),
         }
         if self.breaker.is_down() {
             // It may have been restarted.
@@ -304,6 +294,11 @@ impl Pace {
             self.polling.on_throttled(now);
             self.are_polls_limited = true;
         }
+        let is_doubt = matches!(
+            failure.cause,
+            Cause::ServiceUnavailable | Cause::Timeout | Cause::Unusable
+        );
+        self.are_starts_in_doubt |= call.is_start && is_doubt;
         match failure.cause {
             Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start, now),
             Cause::NoConnection | Cause::Timeout => {}

@@ -77,11 +77,18 @@ fn orders_are_staged_ahead_of_free_slots_only_at_a_high_rate() {
 fn while_starts_are_in_doubt_one_order_at_a_time_tries() {
     let now = Timestamp(1_000);
     let mut limiter = pace(50.0, LearnedLimits::default(), now);
-    let accepted: fn(&mut Pace) = |pace| pace.on_start_accepted(1, Timestamp(1_000));
-    for recover in [accepted, Pace::on_start_refused] {
-        limiter.on_start_in_doubt();
-        assert!(limiter.may_stage(now, 0) && !limiter.may_stage(now, 1));
-        recover(&mut limiter);
+    for (cause, is_doubt) in [
+        (Cause::ServiceUnavailable, true),
+        (Cause::Timeout, true),
+        (Cause::Unusable, true),
+        (Cause::TooManyRequests, false),
+        (Cause::AccessDenied, false),
+    ] {
+        limiter.on_failed(start(now), now, &Failure::new("it failed", cause));
+        limiter.on_answered(Call::poll(now), now);
+        assert!(limiter.may_stage(now, 0));
+        assert_eq!(limiter.may_stage(now, 1), !is_doubt, "{cause:?}");
+        limiter.on_answered(start(now), now);
         assert!(limiter.may_stage(now, 7));
     }
 }

@@ -37,7 +37,7 @@ use super::start_queue::StartQueue;
 use super::start_requests::{Answer, Request};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
-use crate::decide::{Occasion, is_in_doubt};
+use crate::decide::Occasion;
 use crate::order::Timestamp;
 use crate::pace::{Call, Pace};
 use crate::process::Stop;
@@ -217,14 +217,11 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, call: Call, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, mut call: Call, answer: Answer) {
         let now = self.now();
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
-            Answer::Refused { .. } => self.pace.on_start_refused(),
-            Answer::Ambiguous { answer_status, .. } if is_in_doubt(*answer_status) => {
-                self.pace.on_start_in_doubt();
-            }
+            Answer::Refused { observation, .. } => call.is_start = observation.is_ok(),
             _ => {}
         }
         let conclusion = self.context.on_answer(&order, answer, now);

@@ -69,15 +69,10 @@ impl<U: Upstream, C: Clock> Context<U, C> {
             Err(StartError::Refused {
                 answer_status,
                 detail,
-            }) => match self.look_up(candidate).await {
-                Ok(observation) => Answer::Refused {
-                    detail,
-                    observation,
-                },
-                Err(failure) => Answer::Ambiguous {
-                    answer_status: Some(answer_status),
-                    failure,
-                },
+            }) => Answer::Refused {
+                answer_status: Some(answer_status),
+                detail,
+                observation: self.look_up(candidate).await,
             },
         }
     }
@@ -104,7 +99,8 @@ impl<U, C> Context<U, C> {
             }
             Answer::Refused {
                 detail,
-                observation,
+                observation: Ok(observation),
+                ..
             } => {
                 return self.on_refusal(candidate, &observation, &detail, now);
             }
@@ -127,6 +123,11 @@ impl<U, C> Context<U, C> {
             Answer::Ambiguous {
                 answer_status,
                 failure,
+            }
+            | Answer::Refused {
+                answer_status,
+                observation: Err(failure),
+                ..
             } => {
                 let timeout = self.settings.request_timeout;
                 let step = effects::given_up(candidate, answer_status, &failure, timeout, now);

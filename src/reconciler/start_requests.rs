@@ -32,8 +32,9 @@ pub(super) enum Answer {
     },
     /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.
     Refused {
+        answer_status: Option<u16>,
         detail: String,
-        observation: Observation,
+        observation: Result<Observation, Failure>,
     },
 }
 

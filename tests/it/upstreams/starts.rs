@@ -1,6 +1,7 @@
 //! Starts: their requests, the meaning of answers, and repetition.
 
 use super::*;
+use order_service::pace::UpstreamState;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_has_exactly_the_accepted_body_and_no_callback() {
@@ -163,6 +164,15 @@ async fn after_a_400_a_look_up_decides_whatever_the_text() {
         }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn look_ups_that_fail_after_refused_starts_show_that_the_upstream_is_down() {
+    let upstream = Scripted::answering(answer(400, "exists"), answer(500, "error")).await;
+    let orders = Orders::created(&["a1", "a2", "a3"]).await;
+    orders.reconciler(&upstream).await.pass().await;
+    let state = orders.store.heartbeat().await.unwrap().upstream;
+    assert!(matches!(state, UpstreamState::Down { .. }), "{state:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
