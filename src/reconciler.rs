@@ -71,6 +71,8 @@ pub struct Reconciler<U, C> {
     heartbeat: HeartbeatWriter,
     /// Beginning of the last poll.
     polled_at: Option<Timestamp>,
+    /// Moment from which on this pass sends no more look-ups.
+    polls_until: Timestamp,
     queue: StartQueue,
     requests: Rc<Requests>,
     /// Set if each order that is due is tried once: passes wait for all answers.
@@ -111,6 +113,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             pace,
             heartbeat: HeartbeatWriter::new(state),
             polled_at: None,
+            polls_until: now,
             queue: StartQueue::default(),
             requests: Rc::default(),
             is_once: false,

@@ -1,5 +1,6 @@
 //! The orders about which a poll was not certain: the list lacks them, or their own look-up failed.
 
+use super::look_ups::LOOK_UPS_MAX;
 use super::observations::Observations;
 use super::{Decision, Reconciler, effects};
 use crate::clock::Clock;
@@ -8,10 +9,6 @@ use crate::order::Timestamp;
 use crate::process::Stop;
 use crate::store::{OrderChange, Transition};
 use crate::upstream::Upstream;
-
-/// Number of orders that a list lacks or contradicts and that are looked up in one pass, before anything
-/// is done about them. The others follow in later passes.
-pub(super) const CONFIRMING_LOOK_UPS_MAX: usize = 2_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Looks up the orders that the list lacks and that would be failed or flagged for it. Those that are
@@ -29,7 +26,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             matches!(decision.action, Action::Fail | Action::Flag(_))
         });
         let indexes = unconfirmed.iter().map(|(index, _)| *index).collect();
-        self.look_up_some(observations, indexes, CONFIRMING_LOOK_UPS_MAX, stop)
+        self.look_up_each(observations, indexes, LOOK_UPS_MAX, stop)
             .await;
         observations.unconfirmed = unconfirmed;
         observations

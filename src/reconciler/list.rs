@@ -5,9 +5,9 @@
 
 use std::rc::Rc;
 
-use super::absences::CONFIRMING_LOOK_UPS_MAX;
 use super::context::Context;
 use super::in_flight::{ANSWER_WAIT, ListAnswer};
+use super::look_ups::LOOK_UPS_MAX;
 use super::observations::{ListReader, Observations};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
@@ -16,9 +16,6 @@ use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::OpenOrders;
 use crate::upstream::{Entry, Upstream};
-
-/// Number of orders that are looked up in one pass while no list can be used.
-const LOOK_UPS_INSTEAD_OF_LIST_MAX: usize = 500;
 
 /// Reads a list, which is cut off at `until`.
 async fn read<U: Upstream, C: Clock>(
@@ -115,23 +112,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let orders = contradictions.len();
             log::debug!("the list contradicts itself; looking up its orders orders={orders}");
         }
-        self.look_up_some(
-            &mut observations,
-            contradictions,
-            CONFIRMING_LOOK_UPS_MAX,
-            stop,
-        )
-        .await;
+        self.look_up_each(&mut observations, contradictions, LOOK_UPS_MAX, stop)
+            .await;
         self.process_observations(observations, began_at, stop)
             .await
     }
 
     async fn look_up_instead(&mut self, observations: &mut Observations, stop: &Stop) {
         let all = (0..observations.orders.len()).collect();
-        let limit = match self.is_once {
-            true => usize::MAX,
-            false => LOOK_UPS_INSTEAD_OF_LIST_MAX,
-        };
-        self.look_up_some(observations, all, limit, stop).await;
+        self.look_up_each(observations, all, LOOK_UPS_MAX, stop)
+            .await;
     }
 }

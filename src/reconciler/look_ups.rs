@@ -14,6 +14,10 @@ use crate::pace::Call;
 use crate::process::Stop;
 use crate::upstream::Upstream;
 
+/// Number of orders that are looked up at once instead of a list, or because it lacks or contradicts them.
+/// The others follow in later passes.
+pub(super) const LOOK_UPS_MAX: usize = 2_000;
+
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Looks up the process of an order.
     pub(super) fn look_up(&self, id: OrderId) -> impl Future<Output = LookUpAnswer> + use<U, C> {
@@ -25,32 +29,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Looks up those of these orders that are due and were not observed, `limit` of them at most.
-    pub(super) async fn look_up_some(
-        &mut self,
-        observations: &mut Observations,
-        mut waiting: Vec<usize>,
-        limit: usize,
-        stop: &Stop,
-    ) {
-        let now = self.context.clock.now();
-        waiting.retain(|&index| observations.is_unobserved(index, now));
-        // Beyond the limit, begin at another order each time, so that none is left out for ever.
-        if waiting.len() > limit {
-            let from = now.0.unsigned_abs() as usize % waiting.len();
-            waiting.rotate_left(from);
-            waiting.truncate(limit);
-            observations.is_complete = false;
-        }
-        self.look_up_each(observations, waiting, stop).await;
-    }
-
-    /// Looks up those of these orders that are due and were not observed. Ends early if the upstream goes
-    /// down, or if no answer comes for some time: the look-ups without one stay in flight.
+    /// Looks up those of these orders that are due and were not observed, `limit` of them at most unless each
+    /// order is tried once. Ends early if the upstream goes down, if answers take long, or if none comes for
+    /// some time: the look-ups without one stay in flight.
     pub(super) async fn look_up_each(
         &mut self,
         observations: &mut Observations,
         mut waiting: Vec<usize>,
+        limit: usize,
         stop: &Stop,
     ) {
         let (now, requests) = (self.context.clock.now(), self.requests.clone());
@@ -58,6 +44,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let is_in_flight = requests.contains(observations.orders.targets()[index].seq);
             !is_in_flight && observations.is_unobserved(index, now)
         });
+        // Begin at another order each time, so that none is left out for ever.
+        let from = now.0.unsigned_abs() as usize % waiting.len().max(1);
+        waiting.rotate_left(from);
+        if waiting.len() > limit && !self.is_once {
+            waiting.truncate(limit);
+            observations.is_complete = false;
+        }
         // Those that fail again and again, or have no answer, come last.
         waiting.sort_by_key(|&index| observations.orders.order(index).attempts);
         let mut waiting = waiting.into_iter();
@@ -91,7 +84,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     fn may_look_up(&self, stop: &Stop) -> bool {
         let (now, requests) = (self.context.clock.now(), &self.requests);
         let look_ups = requests.look_ups.unanswered();
-        self.pace.may_poll(now, look_ups, requests.slots_in_use()) && !stop.requested.is_cancelled()
+        (self.is_once || now < self.polls_until)
+            && self.pace.may_poll(now, look_ups, requests.slots_in_use())
+            && !stop.requested.is_cancelled()
     }
 
     /// Waits for the answer to one of these look-ups. Returns `None` if none comes in [`ANSWER_WAIT`], unless

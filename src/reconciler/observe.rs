@@ -45,7 +45,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (orders, not_chosen) = self.split(orders, &indexes, began_at);
         let mut observations = Observations::new(orders, others_running + not_chosen);
         let all = (0..observations.orders.len()).collect();
-        self.look_up_each(&mut observations, all, stop).await;
+        self.look_up_each(&mut observations, all, usize::MAX, stop)
+            .await;
         self.process_observations(observations, began_at, stop)
             .await
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::poll_due::reached;
+use super::poll_due::{POLLING_TIME_MAX, reached};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::process::Stop;
@@ -130,6 +130,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if !self.has_run_begun {
             self.begin_run().await?;
         }
+        self.polls_until = self.context.clock.now().after(POLLING_TIME_MAX);
         self.take_probes();
         let mut report = self.take_list(stop).await?;
         report += self.take_look_ups(stop).await?;

@@ -13,9 +13,12 @@ use crate::upstream::Upstream;
 /// schedule is followed exactly.
 const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
+/// Time for which one pass sends look-ups, at most: meanwhile nothing is started, and no heartbeat is written.
+pub(super) const POLLING_TIME_MAX: Duration = Duration::from_secs(10);
+
 /// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and leadership is
 /// checked.
-const PASS_DURATION_MAX: Duration = Duration::from_secs(60);
+const STARTING_TIME_MAX: Duration = Duration::from_secs(50);
 
 /// Least time for starts after a poll, if orders wait: while look-ups take most of a second, the next order may
 /// always be due when a poll ends.
@@ -51,7 +54,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Returns until when a pass starts orders: until the next is due.
     pub(super) fn starts_until(&self, now: Timestamp) -> Timestamp {
         let next_at = self.context.settings.schedule.next_after(now);
-        let next_at = next_at.min(now.after(PASS_DURATION_MAX));
+        let next_at = next_at.min(now.after(STARTING_TIME_MAX));
         let next_poll_at = self
             .next_poll_at()
             .map(|at| at.max(now.after(STARTING_TIME_MIN)));

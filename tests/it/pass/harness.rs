@@ -59,6 +59,8 @@ pub(super) struct InMemory {
     pub(super) list_fault: Rc<Cell<Option<Fault>>>,
     /// Prefix of the ids of orders whose starts are always refused.
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
+    /// Time that a look-up takes, in milliseconds.
+    pub(super) look_up_ms: Rc<Cell<i64>>,
     /// Orders whose look-ups are lost.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
     /// Lag of reads, in milliseconds, and the start of each process.
@@ -80,6 +82,7 @@ impl InMemory {
             look_up_fault: Rc::new(Cell::new(Fault::Answered)),
             list_fault: Rc::default(),
             refused: Rc::default(),
+            look_up_ms: Rc::default(),
             lost: Rc::default(),
             lag: Rc::default(),
             began: Rc::default(),
@@ -220,6 +223,8 @@ impl Upstream for InMemory {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         self.request(format!("look_up {id}"));
+        let answered_at = self.clock.now().0 + self.look_up_ms.get();
+        self.clock.set(Timestamp(answered_at));
         if !matches!(
             self.look_up_fault.get(),
             Fault::Answered | Fault::UnknownStatus

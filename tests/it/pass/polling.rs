@@ -144,8 +144,8 @@ fn orders_with_contradicting_entries_are_looked_up_and_repeated_ones_are_not() {
 }
 
 #[test]
-fn orders_that_a_list_lacks_are_looked_up_five_hundred_per_pass() {
-    for (orders, looked_up) in [(50, 25), (1_200, 500)] {
+fn orders_that_a_list_lacks_are_looked_up_two_thousand_per_pass() {
+    for (orders, looked_up) in [(50, 25), (4_200, 2_000)] {
         let (harness, mut reconciler) = twenty_seconds(orders);
         harness.upstream.list_fault.set(Some(Fault::Lost));
         pass(&mut reconciler);
@@ -157,6 +157,23 @@ fn orders_that_a_list_lacks_are_looked_up_five_hundred_per_pass() {
             "the orders that it named are known"
         );
     }
+}
+
+#[test]
+fn slow_look_ups_end_after_ten_seconds_and_begin_at_other_orders_the_next_time() {
+    let (harness, mut reconciler) = twenty_seconds(50);
+    harness.upstream.list_fault.set(Some(Fault::Contradictory));
+    harness.upstream.look_up_ms.set(901);
+    for _ in 0..40 {
+        let began_at = harness.clock.now();
+        pass(&mut reconciler);
+        let took = harness.clock.now().since(began_at);
+        assert!(took < Duration::from_secs(11), "{took:?}");
+        harness.forward(1_000);
+    }
+    let requests: BTreeSet<_> = harness.upstream.take_requests().into_iter().collect();
+    let look_ups = requests.iter().filter(|of| of.starts_with("look_up"));
+    assert_eq!(look_ups.count(), 50);
 }
 
 #[test]
