@@ -11,10 +11,6 @@ use crate::upstream::{Cause, Failure};
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
 
-/// A repeated failure of an order counts only this long after the last failure that counted: however many
-/// orders always fail, others are polled and started meanwhile, and any answer ends the row.
-const REPEATED_INTERVAL: Duration = Duration::from_millis(900);
-
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
@@ -79,8 +75,6 @@ pub struct CircuitBreaker {
     /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
-    /// Moment of the last failure that counts.
-    counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     paused_until: Option<Timestamp>,
     results: RequestResults,
@@ -105,7 +99,6 @@ impl CircuitBreaker {
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
-            counted_at: None,
             paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
@@ -117,7 +110,7 @@ impl CircuitBreaker {
         self.last_failure.as_deref()
     }
 
-    /// Returns the results of the requests since the last call.
+    /// Returns the results of the requests since the last call, at the end of a pass.
     pub fn take_results(&mut self) -> RequestResults {
         std::mem::take(&mut self.results)
     }
@@ -159,7 +152,7 @@ impl CircuitBreaker {
     /// it was not before, or was down already when an earlier run ended.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
         let is_start = call.is_start;
-        self.results.has_failure = true;
+        let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
         if let Some(wait) = failure.retry_after {
@@ -186,11 +179,11 @@ impl CircuitBreaker {
             }
             return false;
         }
-        let is_soon = |at| at <= now && now.since(at) < REPEATED_INTERVAL;
-        if call.is_repeated && self.counted_at.is_some_and(is_soon) {
+        // However many orders always fail, others are polled and started in the same pass, and any answer ends
+        // the row.
+        if call.is_repeated && has_failed {
             return false;
         }
-        self.counted_at = Some(now);
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
         match &mut self.state {
@@ -235,25 +228,23 @@ mod tests {
             is_repeated: true,
             ..Call::poll(now)
         };
+        // However long they take.
         for pass in 0..10 {
-            let now = Timestamp(1_000 * pass);
+            let now = Timestamp(10_000 * pass);
             assert_eq!(breaker.on_answered(now), pass == 0);
-            for _ in 0..10 {
+            for second in 1..10 {
+                let now = Timestamp(now.0 + second * 1_000);
                 assert!(!breaker.on_failed(repeated(now), now, &denied));
             }
+            breaker.take_results();
         }
         // Without an answer, each pass counts.
-        for (at, is_down) in [(10_000, false), (10_100, false), (11_000, true)] {
-            let now = Timestamp(at);
+        for is_down in [false, true] {
+            let now = Timestamp(100_000);
             assert_eq!(breaker.on_failed(repeated(now), now, &denied), is_down);
+            assert!(!breaker.on_failed(repeated(now), now, &denied));
+            breaker.take_results();
         }
-        // A clock that was set back delays nothing.
-        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
-        let calls = [9_000, 2_000, 1_000].map(Timestamp);
-        assert_eq!(
-            calls.map(|now| breaker.on_failed(repeated(now), now, &denied)),
-            [false, false, true]
-        );
     }
 
     #[test]
