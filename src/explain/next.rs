@@ -3,7 +3,7 @@
 //! Pure, like all of `explain`.
 
 use crate::decide::{LostProcess, OpenOrder, Phase};
-use crate::messages::{clean, future, past, reduction_cause, span, start_limit};
+use crate::messages::{clean, future, reduction_cause, span, start_limit};
 use crate::order::{Reason, ResolvedBy, Rfc3339, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartLimit;
@@ -14,27 +14,10 @@ impl OrderDetails {
         let Some(open) = &self.open else {
             return vec!["Nothing happens any more: a settled order never changes.".to_owned()];
         };
-        let heartbeat = &self.reconciler;
-        if self.reconciler.leader_status(now).problem.is_some() {
-            return vec![match (heartbeat.leader_since, heartbeat.led_until) {
-                (None, None) => {
-                    "Nothing happens until a reconciler runs on this database.".to_owned()
-                }
-                (None, Some(at)) => format!(
-                    "Nothing happens until a reconciler runs again: the last one has shut down, {}.",
-                    past(at, now)
-                ),
-                (Some(_), _) => {
-                    let last = heartbeat.last_pass_at;
-                    let last = last.map_or_else(String::new, |at| {
-                        format!(" Its last pass ended {}.", past(at, now))
-                    });
-                    format!(
-                        "Nothing happens until a reconciler runs again: the last one was killed, or \
-                         is stuck.{last}"
-                    )
-                }
-            }];
+        if let Some(problem) = self.reconciler.leader_status(now).problem {
+            return vec![format!(
+                "Nothing happens until a reconciler completes a pass: {problem}."
+            )];
         }
         let pause = self.paused_until(now).map(|at| {
             format!(
