@@ -171,11 +171,14 @@ impl CircuitBreaker {
         };
         if is_reachable {
             match &mut self.state {
-                UpstreamState::Unknown if failure.cause == Cause::TooManyRequests => {
+                UpstreamState::Up { .. } => {}
+                _ if failure.cause == Cause::TooManyRequests => {
                     self.state = UpstreamState::Up { since: now };
+                    self.failures_in_a_row = 0;
+                    self.first_failure_at = None;
                 }
                 UpstreamState::Down { detail, .. } => detail.clone_from(&failure.detail),
-                _ => {}
+                UpstreamState::Unknown => {}
             }
             return false;
         }
@@ -283,10 +286,16 @@ mod tests {
         }
         assert!(breaker.may_send(Timestamp(20)));
         let limited = failure(Cause::TooManyRequests);
-        let mut unknown = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
-        unknown.on_failed(start(Timestamp(2)), Timestamp(2), &limited);
-        let since = Timestamp(2);
-        assert_eq!(*unknown.state(), UpstreamState::Up { since }, "it is there");
+        let (since, detail) = (Timestamp(1), String::new());
+        for state in [
+            UpstreamState::Unknown,
+            UpstreamState::Down { since, detail },
+        ] {
+            let mut breaker = CircuitBreaker::new(state, None, since);
+            breaker.on_failed(start(Timestamp(2)), Timestamp(2), &limited);
+            let since = Timestamp(2);
+            assert_eq!(*breaker.state(), UpstreamState::Up { since }, "it is there");
+        }
         // Where polls fail too, failures of starts count.
         let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
         assert!(!failing.on_failed(
@@ -327,9 +336,9 @@ mod tests {
         let poll = |at| Call::poll(Timestamp(at));
         assert!(breaker.on_failed(poll(2), Timestamp(2), &failure(Cause::Unusable)));
         assert!(!breaker.on_failed(poll(3), Timestamp(3), &failure(Cause::Unusable)));
-        let limited = Failure::new("answered 429", Cause::TooManyRequests);
-        breaker.on_failed(poll(4), Timestamp(4), &limited);
-        let detail = limited.detail;
+        let cached = Failure::new("answered by a cache", Cause::Stale);
+        breaker.on_failed(poll(4), Timestamp(4), &cached);
+        let detail = cached.detail;
         let expected = UpstreamState::Down { since, detail };
         assert_eq!(
             *breaker.state(),

@@ -25,7 +25,11 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
         return;
     };
     let paused_until = pace.breaker().paused_until(now);
+    let was_down = pace.breaker().is_down();
     let (is_reduced, is_down) = pace.on_failed(call, now, failure);
+    if was_down && !pace.breaker().is_down() {
+        log::info!("the upstream is up");
+    }
     if is_reduced {
         let (rate, detail) = (pace.rate().rate(), &failure.detail);
         log::info!("start rate reduced rate={rate:.1} reason={detail:?}");

@@ -225,14 +225,12 @@ impl Upstream for InMemory {
         self.request(format!("look_up {id}"));
         let answered_at = self.clock.now().0 + self.look_up_ms.get();
         self.clock.set(Timestamp(answered_at));
-        if !matches!(
-            self.look_up_fault.get(),
-            Fault::Answered | Fault::UnknownStatus
-        ) {
-            return Err(failure(
-                "no answer",
-                self.look_up_fault.get() == Fault::Refused,
-            ));
+        match self.look_up_fault.get() {
+            Fault::Answered | Fault::UnknownStatus => {}
+            Fault::Status(429) => {
+                return Err(Failure::new("answered 429", Cause::TooManyRequests));
+            }
+            fault => return Err(failure("no answer", fault == Fault::Refused)),
         }
         if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
             return Err(failure("no answer", false));

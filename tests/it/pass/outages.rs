@@ -58,6 +58,21 @@ fn an_upstream_that_is_down_is_not_probed_more_often_because_of_new_orders() {
 }
 
 #[test]
+fn after_an_outage_orders_are_started_although_polls_are_answered_429() {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Refused);
+    assert!(pass(&mut reconciler).unreachable);
+    harness.upstream.start_fault.set(Fault::Answered);
+    harness.upstream.look_up_fault.set(Fault::Status(429));
+    harness.forward(1_000);
+    let since = harness.clock.now();
+    assert_eq!(pass(&mut reconciler).started, 1);
+    assert_eq!(harness.heartbeat().upstream, UpstreamState::Up { since });
+}
+
+#[test]
 fn an_upstream_whose_look_ups_never_work_is_observed_by_its_list() {
     let harness = Harness::new(3);
     harness.create_many(50);
