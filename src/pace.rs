@@ -409,16 +409,6 @@ impl Pace {
         }
     }
 
-    /// Restores the durations from before a poll that could not be recorded. They will be learned again.
-    pub fn restore_durations(&mut self, before: Durations) {
-        self.durations = before;
-    }
-
-    /// Returns the durations of processes.
-    pub fn durations(&self) -> &Durations {
-        &self.durations
-    }
-
     /// Records a look-up of one order that began at `began_at`.
     pub fn on_looked_up(&mut self, seq: i64, began_at: Timestamp) {
         self.polling.on_looked_up(seq, began_at);

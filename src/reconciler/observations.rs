@@ -160,7 +160,6 @@ impl Observations {
         });
         let unconfirmed: Vec<_> = unlisted.collect();
         for (index, _) in &unconfirmed {
-            self.looked_up.remove(index);
             self.listed.statuses[*index] = ListedStatus::Unknown;
         }
         unconfirmed

@@ -72,10 +72,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
-        let durations = self.pace.durations().clone();
         let decided = self.decide_all(&observations, occasion, began_at).await;
-        if decided.is_err() {
-            self.pace.restore_durations(durations);
+        if decided.is_ok() {
+            for (order, observation) in observations.observed() {
+                self.pace
+                    .on_observed(order, &observation.observed, observation.began_at);
+            }
         }
         // Also if nothing could be recorded: the requests were sent all the same.
         self.record_poll(&observations, began_at);
@@ -88,9 +90,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         Ok(report)
     }
 
-    /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time. Reports
-    /// the durations of processes to the pace. Returns the number of processes that run and are not stuck,
-    /// by the durations known before.
+    /// Decides about each order and records the changes, [`CHANGES_PER_TRANSACTION_MAX`] at a time. Returns
+    /// the number of processes that run and are not stuck.
     async fn decide_all(
         &mut self,
         observations: &Observations,
@@ -104,19 +105,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut report = Report::default();
         let mut steps = Vec::new();
         let mut to_restart = Vec::new();
-        let orders = observations
-            .orders
-            .targets()
-            .iter()
-            .zip(observations.orders.orders());
-        for (index, (target, mut order)) in orders.enumerate() {
+        for (index, mut order) in observations.orders.orders().enumerate() {
             let observation = observations.observation(index);
             let is_running = still_runs(&order, observation, &policy, stuck_threshold, began_at);
             running += u64::from(is_running);
-            if let Some(observation) = observation {
-                self.pace
-                    .on_observed(target, &observation.observed, observation.began_at);
-            }
             let decision = self.context.decide(&order, occasion, observation, now);
             if decision.action == Action::Wait {
                 continue;

@@ -345,7 +345,6 @@ fn is_about_upstream(status: StatusCode) -> bool {
                 | StatusCode::FORBIDDEN
                 | StatusCode::PROXY_AUTHENTICATION_REQUIRED
                 | StatusCode::REQUEST_TIMEOUT
-                | StatusCode::TOO_MANY_REQUESTS
         )
 }
 
