@@ -34,7 +34,7 @@ const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for which other hosts are waited for once one can be written.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
 
-/// Interval between two searches for a newer primary. Until the next, a former primary that still runs may
+/// Longest interval between two searches for a newer primary. Until the next, a former primary that still runs may
 /// answer reads.
 const PRIMARY_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -54,6 +54,8 @@ pub(super) struct Connector {
     is_replicated: AtomicBool,
     retirement: Retirement,
     lost_connections: Arc<AtomicU64>,
+    /// Signals each session that is opened.
+    opened: Notify,
     pub own_entries: OwnEntries,
 }
 
@@ -94,6 +96,7 @@ impl Connector {
             is_replicated: AtomicBool::new(false),
             retirement: Retirement::default(),
             lost_connections: Arc::default(),
+            opened: Notify::new(),
             own_entries: OwnEntries::default(),
         })
     }
@@ -180,6 +183,7 @@ impl Connector {
             let session = self.connect(notified).await?;
             self.check_identity(&session).await?;
             self.own_entries.enter_history(&session).await?;
+            self.opened.notify_one();
             Ok(session)
         })
         .await
@@ -189,12 +193,14 @@ impl Connector {
     /// one, which may answer as before. A single host has no other.
     pub async fn watch_for_promotions(self: Arc<Self>) {
         while self.url.servers().len() > 1 {
-            tokio::time::sleep(PRIMARY_CHECK_INTERVAL).await;
             let servers = self.url.servers();
             // All of them: the newer one may be the farthest.
             let attempts = servers.iter().map(|config| self.connect_to(config, None));
             let attempts = join_all(attempts);
             let _ = tokio::time::timeout(SESSION_TIMEOUT, attempts).await;
+            // A session that is opened may be on a former primary.
+            let opened = self.opened.notified();
+            let _ = tokio::time::timeout(PRIMARY_CHECK_INTERVAL, opened).await;
         }
     }
 

@@ -175,6 +175,28 @@ async fn each_lost_connection_counts_once_however_often_a_reconnect_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_former_primary_is_left_once_a_newer_one_answers() {
+    let primary = Cluster::own(&[]);
+    let standby = primary.standby("second");
+    create(&open(&[primary.port()]), "a1", 1).await;
+    primary.wait_for("SELECT 1 FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()");
+    standby.leave();
+    standby.promote();
+    create(&open(&[standby.port()]), "a2", 2).await;
+    let proxy = Proxy::start(standby.port()).await;
+    proxy.set(Fault::Stall);
+    let reader = open(&[primary.port(), proxy.port]);
+    assert_eq!(all(&reader).await.len(), 1);
+    proxy.set(Fault::Open);
+    let begun = Instant::now();
+    while all(&reader).await.len() == 1 {
+        // Without a session that is opened, it is looked for every five seconds.
+        assert!(begun.elapsed() < Duration::from_secs(3));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_of_orders_are_sent_with_their_commit() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
