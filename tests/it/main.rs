@@ -72,7 +72,7 @@
 //! | `programs::signals::a_stop_signal_ends_every_program_with_0` | starts and ends every program, with every signal |
 //! | `restored::a_reader_whose_database_is_restored_gets_410_and_misses_nothing` | runs the programs once for each way to restore |
 //! | `store::plans::every_statement_has_one_plan_that_indexes_serve` | 100,000 orders |
-//! | `store::twin::both_engines_give_equal_answers_to_random_histories` | five histories, each compared step by step |
+//! | `store::engines::both_engines_give_equal_answers_in_random_runs` | five random runs, each compared step by step |
 //! | `upstreams::observations::starts_and_look_ups_continue_while_a_list_is_read` | a list is waited for 1 s |
 //! | `upstreams::starts::an_order_whose_start_reached_another_service_is_never_failed` | 40 passes for each pair of answers |
 

@@ -1,7 +1,9 @@
 //! Tests of the store on every engine: each is a function that runs once per engine, on a new database.
-//! The files below have tests of single engines, except `check` and `twin`, which use all of them.
+//! The files below have tests of single engines, except `check` and `engines`, which use all of them.
 
 mod check;
+#[cfg(feature = "postgres")]
+mod engines;
 #[cfg(feature = "postgres")]
 mod failover;
 #[cfg(feature = "postgres")]
@@ -13,8 +15,6 @@ mod postgres;
 #[cfg(feature = "postgres")]
 mod sessions;
 mod sqlite;
-#[cfg(feature = "postgres")]
-mod twin;
 
 use std::pin::pin;
 

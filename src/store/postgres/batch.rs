@@ -6,7 +6,7 @@ use tokio_postgres::Row;
 
 use super::changes::NewEntry;
 use super::error::Error;
-use super::session::{Session, Steps, Value};
+use super::session::{Session, StepValue, Steps};
 use crate::order::{Order, OrderId, Status, Timestamp};
 use crate::store::queue::Pending;
 use crate::store::rows::{order_view_columns, order_view_of};
@@ -154,7 +154,7 @@ impl Batch {
         }
         let ids: Vec<String> = creations.iter().map(|(id, _)| id.to_string()).collect();
         let times: Vec<i64> = creations.iter().map(|(_, now)| now.0).collect();
-        let values: Vec<Value> = vec![Box::new(ids), Box::new(times), Box::new(self.number)];
+        let values: Vec<StepValue> = vec![Box::new(ids), Box::new(times), Box::new(self.number)];
         steps.add(CREATE, values);
         self.add_found(steps)
     }
@@ -197,7 +197,7 @@ impl Batch {
     }
 }
 
-pub(super) fn entry_values(entries: &[NewEntry]) -> Vec<Value> {
+pub(super) fn entry_values(entries: &[NewEntry]) -> Vec<StepValue> {
     let orders: Vec<i64> = entries.iter().map(|entry| entry.order_seq).collect();
     let times: Vec<i64> = entries.iter().map(|entry| entry.at.0).collect();
     let reasons: Vec<&str> = entries.iter().map(|entry| entry.reason.as_str()).collect();

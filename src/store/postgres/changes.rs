@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::error::Error;
-use super::session::{Steps, Value};
+use super::session::{StepValue, Steps};
 use crate::order::{EventReason, Timestamp};
 use crate::store::update::{Update, Values};
 use crate::store::{OrderChange, Recorded};
@@ -31,7 +31,7 @@ pub(super) struct NewEntry {
 }
 
 /// A member of [`Values`]: its name in the texts, its type, and the array of those of several changes.
-type Column = (&'static str, &'static str, fn(&[Values<'_>]) -> Value);
+type Column = (&'static str, &'static str, fn(&[Values<'_>]) -> StepValue);
 
 const COLUMNS: [Column; 8] = [
     ("at", "bigint", |all| array(all, |values| values.at)),
@@ -52,7 +52,7 @@ const COLUMNS: [Column; 8] = [
     ("next", "bigint", |all| array(all, |values| values.next)),
 ];
 
-fn array<'a, T>(all: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> Value
+fn array<'a, T>(all: &[Values<'a>], value: impl Fn(&Values<'a>) -> T) -> StepValue
 where
     Vec<T>: ToSql + Sync + Send + 'static,
 {
@@ -62,12 +62,16 @@ where
 /// Returns a statement that runs an UPDATE for these changes, and its values: the sequence numbers, and an
 /// array for each of the others that the UPDATE names. The condition on `seq` is repeated because the
 /// index needs it. If `all_apply`, the statement fails, with a division by zero, unless all took effect.
-fn statement(update: Update, changes: &[BatchChange<'_>], all_apply: bool) -> (String, Vec<Value>) {
+fn statement(
+    update: Update,
+    changes: &[BatchChange<'_>],
+    all_apply: bool,
+) -> (String, Vec<StepValue>) {
     let seqs: Vec<i64> = changes.iter().map(|each| each.change.seq).collect();
     let values = changes.iter().map(|each| each.change.step.values(each.now));
     let values_of_all: Vec<_> = values.collect();
     let (mut arrays, mut names) = ("$1::bigint[]".to_owned(), "seq".to_owned());
-    let mut values: Vec<Value> = vec![Box::new(seqs)];
+    let mut values: Vec<StepValue> = vec![Box::new(seqs)];
     let (mut set, mut condition) = (update.set.to_owned(), update.condition.to_owned());
     for (name, sql_type, array) in COLUMNS {
         let placeholder = format!(":{name}");

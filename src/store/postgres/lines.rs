@@ -110,7 +110,7 @@ impl LineSession {
 
 impl Lines for LineSession {
     fn each(&self, sql: &str, line: &mut dyn FnMut(&[u8])) -> Result<(), BoxError> {
-        let sql = format!("COPY ({}) TO STDOUT", in_dialect(sql));
+        let sql = format!("COPY ({}) TO STDOUT", line_query(sql));
         let (chunks, received) = mpsc::sync_channel(CHUNKS_WAITING);
         let session = self.session.clone();
         self.thread.runtime.spawn(async move {
@@ -140,7 +140,7 @@ impl Lines for LineSession {
 
 /// Returns a query as PostgreSQL understands it: without the names of indexes, with JSON in columns of
 /// text, and with the statuses of entries of the journal, which are not stored.
-fn in_dialect(sql: &str) -> String {
+fn line_query(sql: &str) -> String {
     let sql = without_indexes(sql).replace("history ->", "history::json ->");
     let mut from = String::new();
     let mut to = String::new();

@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::error::Error;
-use super::session::{Steps, Value};
+use super::session::{StepValue, Steps};
 use crate::order::EventReason;
 use crate::pace::BACKOFF_MAX;
 use crate::store::queue::Pending;
@@ -54,7 +54,7 @@ impl RowWork {
                     now,
                     ..
                 } => {
-                    let values: Vec<Value> = vec![Box::new(id.to_string()), Box::new(now.0)];
+                    let values: Vec<StepValue> = vec![Box::new(id.to_string()), Box::new(now.0)];
                     single.insert(index, steps.add(resolution.sql("$1", "$2"), values));
                     steps.add(STATUS, vec![Box::new(id.to_string())]);
                 }
@@ -63,7 +63,7 @@ impl RowWork {
                 }
                 Write::ClampTimes { seqs, now, .. } => {
                     let latest = now.after(BACKOFF_MAX).0;
-                    let values: Vec<Value> =
+                    let values: Vec<StepValue> =
                         vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
                     let sql = CLAMP_TIMES.replace("seq = ?1", "seq = ANY (?1)");
                     steps.add(sql, values);
@@ -167,8 +167,10 @@ pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<()
         } = &pending.write
         {
             let values = heartbeat_values(heartbeat).map_err(Error::value)?;
-            let values = values.into_iter().map(|value| -> Value { Box::new(value) });
-            let epoch: Value = Box::new(*epoch);
+            let values = values
+                .into_iter()
+                .map(|value| -> StepValue { Box::new(value) });
+            let epoch: StepValue = Box::new(*epoch);
             let sql = format!("{} {OF_EPOCH}", WRITE_HEARTBEAT);
             steps.add(sql, values.chain([epoch]).collect());
         }

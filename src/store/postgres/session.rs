@@ -25,15 +25,15 @@ pub(super) const LEADER_LOCK: i64 = 0x4f72_6453_0000_0002;
 pub(super) const SCHEMA_LOCK: i64 = 0x4f72_6453_0000_0003;
 
 /// A value for a statement.
-pub(super) type Value = Box<dyn ToSql + Sync + Send>;
+pub(super) type StepValue = Box<dyn ToSql + Sync + Send>;
 
 /// Statements with their values, sent together: one round trip for all.
 #[derive(Default)]
-pub(in crate::store) struct Steps(Vec<(String, Vec<Value>)>);
+pub(in crate::store) struct Steps(Vec<(String, Vec<StepValue>)>);
 
 impl Steps {
     /// Adds a statement, and returns its index among the answers.
-    pub fn add(&mut self, sql: impl Into<String>, values: Vec<Value>) -> usize {
+    pub fn add(&mut self, sql: impl Into<String>, values: Vec<StepValue>) -> usize {
         self.0.push((sql.into(), values));
         self.0.len() - 1
     }
@@ -219,7 +219,7 @@ impl Session {
         Ok(answers)
     }
 
-    async fn run(&self, statement: &Statement, values: &[Value]) -> Result<Vec<Row>, Error> {
+    async fn run(&self, statement: &Statement, values: &[StepValue]) -> Result<Vec<Row>, Error> {
         let values: Vec<&(dyn ToSql + Sync)> = values.iter().map(|value| &**value as _).collect();
         Ok(self.client.query(statement, &values).await?)
     }

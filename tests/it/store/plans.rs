@@ -15,7 +15,7 @@ use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{AttentionFilter, Cursor, Filter, Store};
 use serde_json::Value;
 
-use super::twin::EnginePair;
+use super::engines::EnginePair;
 use super::{postgres, sqlite};
 use crate::cluster::cluster;
 use crate::environment::lead;
@@ -26,7 +26,7 @@ const GROWING: [&str; 2] = ["orders", "journal"];
 /// Indexes of rows that need attention: few, however many orders there are.
 const PARTIAL: [&str; 2] = ["orders_with_intent", "orders_with_attention"];
 
-/// Steps of the history that makes the server prepare the statements of writes.
+/// Steps of the random run that makes the server prepare the statements of writes.
 const STEPS: usize = 300;
 
 /// Statements in one call of psql, whose argument has a limit.

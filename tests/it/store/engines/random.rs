@@ -1,4 +1,4 @@
-//! Random values for the calls of a history.
+//! Random values for the calls of a random run.
 
 use order_service::decide::LostProcess;
 use order_service::order::{OrderId, Outcome, Reason, ResolvedBy, Status, Timestamp};

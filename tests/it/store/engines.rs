@@ -1,8 +1,8 @@
-//! A differential test of both engines: the same random history of creations, records, operators'
-//! decisions, prunes, elections and reads, with equal times. Every answer is equal, numbers included.
+//! A differential test of both engines: the same random run of creations, records, operators' decisions,
+//! prunes, elections and reads, with equal times. Every answer is equal, numbers included.
 //!
-//! `ORDER_TEST_TWINS` is the number of histories, `ORDER_TEST_TWIN_SEED` the seed of the first. A seed
-//! repeats its history exactly.
+//! `ORDER_TEST_RUNS` is the number of random runs, `ORDER_TEST_SEED` the seed of the first. A seed
+//! repeats its run exactly.
 
 mod random;
 
@@ -18,20 +18,20 @@ use super::{TestDatabase, all, postgres, sqlite};
 use crate::cluster::{EMPTY, cluster};
 use crate::environment::{TestEnvironment, lead};
 
-/// Number of histories unless `ORDER_TEST_TWINS` is set.
-const HISTORIES: u64 = 5;
+/// Number of random runs unless `ORDER_TEST_RUNS` is set.
+const RUNS: u64 = 5;
 
-/// Number of steps of a history.
+/// Number of steps of a run.
 const STEPS: usize = 24;
 
 #[test]
-fn both_engines_give_equal_answers_to_random_histories() {
+fn both_engines_give_equal_answers_in_random_runs() {
     let number = |name: &str, default| {
         let text = std::env::var(name).ok();
         text.map_or(default, |text| text.parse().unwrap())
     };
-    let first = number("ORDER_TEST_TWIN_SEED", 0);
-    let last = first + number("ORDER_TEST_TWINS", HISTORIES);
+    let first = number("ORDER_TEST_SEED", 0);
+    let last = first + number("ORDER_TEST_RUNS", RUNS);
     let next = AtomicU64::new(first);
     let run = || {
         let database = cluster().database();
@@ -43,7 +43,7 @@ fn both_engines_give_equal_answers_to_random_histories() {
             if seed >= last {
                 return;
             }
-            // A new database takes longer than a history.
+            // A new database takes longer than a run.
             cluster().run(&database, EMPTY);
             runtime.block_on(async {
                 let on_sqlite = sqlite::new_database_in(TestEnvironment::in_memory());
@@ -88,7 +88,7 @@ fn every_method_of_the_store_is_compared() {
     for (name, why) in NOT_COMPARED {
         assert!(methods.contains(&name), "{name} is no method ({why})");
     }
-    let calls = include_str!("twin.rs").replace(char::is_whitespace, "");
+    let calls = include_str!("engines.rs").replace(char::is_whitespace, "");
     for name in methods {
         let is_left_out = NOT_COMPARED.iter().any(|(of, _)| *of == name);
         let is_called = calls.contains(&format!("].{name}("));
