@@ -32,7 +32,6 @@ mod start_commits;
 mod start_queue;
 mod start_requests;
 mod thread;
-mod upstream_restart;
 
 use std::cell::Cell;
 use std::rc::Rc;
