@@ -6,7 +6,6 @@
 //! database alone.
 
 mod absences;
-mod begin_run;
 mod context;
 mod effects;
 mod heartbeat;
@@ -37,6 +36,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+
 use self::context::Context;
 pub use self::context::Stage;
 pub use self::effects::Decision;
@@ -53,6 +54,7 @@ use self::start_queue::StartQueue;
 pub use self::thread::{ReconcilerThread, reconciler_runtime};
 use crate::clock::{Clock, SteadyClock};
 use crate::decide::LostProcess;
+use crate::messages::span;
 use crate::order::Timestamp;
 use crate::pace::Pace;
 use crate::store::{Leadership, NewOrders, StartCandidate, Store, StoreError};
@@ -130,6 +132,43 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 hook: None,
             }),
         })
+    }
+
+    /// Follows a step of the system's clock: resyncs the steady clock and makes a new run begin.
+    pub(super) fn resync_clock(&mut self) {
+        let before = self.context.clock.now();
+        if self.context.clock.resync() {
+            let now = self.context.clock.now();
+            let (direction, by) = match now < before {
+                true => ("back", before.since(now)),
+                false => ("forward", now.since(before)),
+            };
+            let by = span(by);
+            log::warn!("the clock was set {direction} by={by:?}; continuing as after a restart");
+            self.has_run_begun = false;
+            self.context.unrecorded_until.set(now);
+        }
+    }
+
+    /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
+    /// stored moments that lie ahead are moved back.
+    pub(super) async fn begin_run(&mut self) -> anyhow::Result<()> {
+        self.requests.clear_polls();
+        let now = self.context.clock.now();
+        let (store, lead) = (&self.context.store, &self.context.lead);
+        let clamped = store.clamp_times(lead, now).await;
+        clamped.context("moving back the moments of open orders failed")?;
+        self.heartbeat.clamp_times(now);
+        self.heartbeat.set_due();
+        self.pace = self.pace.for_next_run(now);
+        self.context
+            .process_forgotten_at
+            .set(self.pace.incarnations().process_forgotten_at());
+        self.polled_at = None;
+        self.queue.clear();
+        self.probe.set_due();
+        self.has_run_begun = true;
+        Ok(())
     }
 
     /// Returns whether there are requests in flight for orders that are being started. Unless it failed, the
