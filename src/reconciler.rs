@@ -29,7 +29,6 @@ mod start;
 mod start_attempt;
 mod start_commits;
 mod start_queue;
-mod start_requests;
 mod thread;
 
 use std::cell::Cell;

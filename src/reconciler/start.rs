@@ -28,13 +28,12 @@ use std::time::Duration;
 
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
-use super::in_flight::Requests;
+use super::in_flight::{Answer, Request, Requests};
 use super::pace_log::on_result;
 use super::poll_due::reached;
 use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};
 use super::start_queue::StartQueue;
-use super::start_requests::{Answer, Request};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::Occasion;

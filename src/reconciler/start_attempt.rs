@@ -5,7 +5,7 @@
 
 use super::context::Context;
 use super::effects;
-use super::start_requests::{Answer, Request};
+use super::in_flight::{Answer, Request};
 use crate::clock::Clock;
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::order::{Observed, Timestamp};
