@@ -1,4 +1,4 @@
-//! A thread that runs a reconciler.
+//! A thread that waits for the lead, and runs a reconciler.
 
 use std::time::Duration;
 
