@@ -45,7 +45,7 @@ pub(super) use self::lead::LeaderLock;
 use self::lead::Standby;
 pub(super) use self::lines::LineSession;
 use self::listen::Listener;
-use self::lookups::{LOOKUP_READERS, Lookup};
+use self::lookups::Lookup;
 pub(super) use self::open_error::ServerError;
 use self::session::Session;
 use self::writer::Writer;
@@ -110,8 +110,8 @@ struct Inner {
     queue: Queue,
     /// Set if callers wait on their own threads, so that each answer is ready at once.
     is_synchronous: bool,
-    /// Connections of lookups first, then those that other reads of one statement share.
-    readers: [Mutex<Option<Arc<Session>>>; LOOKUP_READERS + SHARED_READERS],
+    /// The connection of lookups first, then those that other reads of one statement share.
+    readers: [Mutex<Option<Arc<Session>>>; 1 + SHARED_READERS],
     next_reader: AtomicUsize,
     lookups: mpsc::UnboundedSender<Lookup>,
     snapshots: Semaphore,

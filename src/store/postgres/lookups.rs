@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::Row;
 
 use super::batch::ORDER_VIEWS;
@@ -18,10 +18,10 @@ use crate::store::{OrderView, StoreError};
 /// Maximum number of orders that a statement finds.
 const LOOKUPS_MAX: usize = 256;
 
-/// Number of statements at a time, each on a connection of its own: while one is on its way, the next
-/// lookup need not wait for its answer. More of them share less: 42,200 lookups per second with two,
-/// 40,400 with four, 44,500 with one (64 callers, server and API on the same two cores).
-pub(super) const LOOKUP_READERS: usize = 2;
+/// Index of the connection of lookups among the shared ones. One statement is on its way at a time, since
+/// more of them share less: 44,500 lookups per second with one, 42,200 with two, 40,400 with four (64
+/// callers, server and API on the same two cores).
+const LOOKUP_READER: usize = 0;
 
 type Found = Result<Option<OrderView>, StoreError>;
 
@@ -55,32 +55,21 @@ impl Engine {
 impl Inner {
     /// Answers lookups until the engine is dropped.
     pub fn answer_lookups(self: &Arc<Self>, waiting: mpsc::UnboundedReceiver<Lookup>) {
-        let waiting = Arc::new(Mutex::new(waiting));
-        for index in 0..LOOKUP_READERS {
-            let answer = answer(Arc::downgrade(self), index, waiting.clone());
-            self.runtime.spawn(answer);
-        }
+        self.runtime.spawn(answer(Arc::downgrade(self), waiting));
     }
 }
 
-/// Answers lookups on the connection with this index.
-async fn answer(
-    inner: Weak<Inner>,
-    index: usize,
-    waiting: Arc<Mutex<mpsc::UnboundedReceiver<Lookup>>>,
-) {
+async fn answer(inner: Weak<Inner>, mut waiting: mpsc::UnboundedReceiver<Lookup>) {
     loop {
         let mut lookups = Vec::new();
-        let mut queue = waiting.lock().await;
-        queue.recv_many(&mut lookups, LOOKUPS_MAX).await;
-        drop(queue);
+        waiting.recv_many(&mut lookups, LOOKUPS_MAX).await;
         let Some(inner) = inner.upgrade() else {
             return;
         };
         lookups.retain(|lookup| !lookup.reply.is_closed());
         let ids = lookups.iter().map(|lookup| lookup.id.to_string());
         let ids: Arc<Vec<String>> = Arc::new(ids.collect());
-        let found = inner.repeat(READ_TIMEOUT, Some(index), move |session| {
+        let found = inner.repeat(READ_TIMEOUT, Some(LOOKUP_READER), move |session| {
             let ids = ids.clone();
             Box::pin(async move { session.query(ORDER_VIEWS, &[&*ids]).await })
         });

@@ -10,7 +10,6 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::lookups::LOOKUP_READERS;
 use super::session::Session;
 use super::{
     ATTEMPT_TIMEOUT, Engine, Inner, LONG_READ_TIMEOUT, READ_TIMEOUT, RETRY_INTERVAL,
@@ -29,7 +28,7 @@ impl Engine {
         let (limit, shared) = match kind {
             Read::Statement => {
                 let next = self.inner.next_reader.fetch_add(1, Ordering::Relaxed);
-                (READ_TIMEOUT, Some(LOOKUP_READERS + next % SHARED_READERS))
+                (READ_TIMEOUT, Some(1 + next % SHARED_READERS))
             }
             Read::Snapshot => (READ_TIMEOUT, None),
             Read::Scan => (LONG_READ_TIMEOUT, None),
