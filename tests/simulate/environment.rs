@@ -16,12 +16,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use order_service::clock::Clock;
-use order_service::order::Timestamp;
+use order_service::order::{OrderId, Timestamp};
 use order_service::simulator::crash::{Access, CrashModel};
 use order_service::simulator::model::Model;
 use order_service::upstream::{Cause, Failure};
 
-pub use self::faults::{Draws, Fault, FaultRates, RandomWriteFaults, RecentFaults};
+pub use self::faults::{Draws, FailingOrders, Fault, FaultRates, RandomWriteFaults, RecentFaults};
 use crate::history::UpstreamHistory;
 use crate::limits::Limit;
 use crate::oracle::{Arrival, Oracle};
@@ -282,15 +282,21 @@ impl Environment {
         Timestamp(began_at.0 - lag as i64)
     }
 
-    fn draw_fault(&self) -> Fault {
+    /// Draws the fault of a list, or of a request about an order.
+    fn draw_fault(&self, id: Option<&OrderId>) -> Fault {
         let mut drawn = self.draws.below(1_000);
         let mut fault = Fault::None;
-        for (candidate, share) in &self.fault_rates.borrow().faults {
+        let fault_rates = self.fault_rates.borrow();
+        for (candidate, share) in &fault_rates.faults {
             if drawn < *share {
                 fault = *candidate;
                 break;
             }
             drawn -= share;
+        }
+        let failing = fault_rates.failing.zip(id);
+        if let Some(always) = failing.and_then(|(failing, id)| failing.fault_of(id.as_str())) {
+            fault = always;
         }
         self.requests.set(self.requests.get() + 1);
         if fault != Fault::None {

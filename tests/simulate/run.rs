@@ -1,5 +1,6 @@
-//! One seed: orders are created and passes run under faults; then without faults every order has to
-//! settle within [`PASSES_TO_SETTLE`] passes.
+//! One seed: orders are created and passes run under faults; in some seeds only requests about some orders
+//! fail then, which must not hold up the others; then without faults every order has to settle within
+//! [`PASSES_TO_SETTLE`] passes.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +26,9 @@ use rusqlite::Connection;
 
 #[cfg(feature = "postgres")]
 use crate::database::postgres::Server;
-use crate::environment::{Environment, Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults};
+use crate::environment::{
+    Environment, FailingOrders, Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults,
+};
 use crate::limits::Limit;
 use crate::trace::{Stages, count_decision};
 
@@ -114,6 +117,9 @@ impl RunDatabase {
 pub fn run(seed: u64, database: &RunDatabase, is_verbose: bool) -> Totals {
     let mut run = Run::new(seed, database, is_verbose);
     run.run_with_faults();
+    if run.env.draws.below(4) == 0 {
+        run.run_with_failing_orders();
+    }
     run.run_without_faults();
     run.totals.seeds = 1;
     run.totals.orders = run.created;
@@ -208,6 +214,7 @@ impl Run {
             write_fault: [0, 0, 10][draws.below(3) as usize],
             step: [0, 0, 5, 30][draws.below(4) as usize],
             limit: (draws.below(4) == 0).then(|| Limit::draw(draws)),
+            failing: (draws.below(4) == 0).then(|| FailingOrders::draw(draws)),
         }
     }
 
@@ -249,17 +256,19 @@ impl Run {
         }
     }
 
+    /// Runs passes while some orders always fail, and checks that these do not hold up the others.
+    fn run_with_failing_orders(&mut self) {
+        let failing = FailingOrders::draw(&self.env.draws);
+        self.set_fault_rates(failing.alone());
+        let is_failing = |order: &Order| failing.fault_of(order.id.as_str()).is_some();
+        let are_settled = self.run_until_settled(is_failing);
+        assert!(are_settled, "{failing:?} held up others");
+    }
+
     /// Runs passes without faults until all orders are settled or held.
     fn run_without_faults(&mut self) {
         self.set_fault_rates(FaultRates::default());
-        let mut reconciler = self.reconciler();
-        for _ in 0..PASSES_TO_SETTLE {
-            reconciler = self.pass(reconciler);
-            if self.is_settled() {
-                break;
-            }
-            self.wait_for_pass(&reconciler);
-        }
+        self.run_until_settled(|_| false);
         self.env.oracle.borrow_mut().check_end();
         let restarts = ready(self.store.heartbeat())
             .unwrap()
@@ -273,8 +282,22 @@ impl Run {
         );
     }
 
-    /// Returns whether every order is settled, or held for an operator.
-    fn is_settled(&self) -> bool {
+    /// Runs passes of a new program until all orders but those `excluded` are settled or held. Returns
+    /// whether they are within [`PASSES_TO_SETTLE`].
+    fn run_until_settled(&mut self, excluded: impl Fn(&Order) -> bool) -> bool {
+        let mut reconciler = self.reconciler();
+        for _ in 0..PASSES_TO_SETTLE {
+            reconciler = self.pass(reconciler);
+            if self.are_settled(&excluded) {
+                return true;
+            }
+            self.wait_for_pass(&reconciler);
+        }
+        false
+    }
+
+    /// Returns whether every order is settled, held for an operator, or `excluded`.
+    fn are_settled(&self, excluded: impl Fn(&Order) -> bool) -> bool {
         let open = Filter {
             statuses: vec![Status::Created, Status::Processing],
             attention: None,
@@ -287,7 +310,8 @@ impl Run {
             })
         };
         let pages = self.store.pages(open, Cursor::default(), 1_000);
-        ready(pages.try_all(async |(orders, _)| orders.iter().all(is_held))).unwrap()
+        let is_done = |order: &Order| is_held(order) || excluded(order);
+        ready(pages.try_all(async |(orders, _)| orders.iter().all(is_done))).unwrap()
     }
 
     /// Waits for the next pass, or for the time of an order's poll if that is earlier. Checks that passes
@@ -404,10 +428,8 @@ impl Run {
     fn create(&mut self) {
         let id = OrderId::new(format!("o{}", self.created)).unwrap();
         self.created += 1;
-        let creation = drive(
-            &self.env,
-            self.store.create(id.clone(), self.env.time_of_day()),
-        );
+        let creation = self.store.create(id.clone(), self.env.time_of_day());
+        let creation = drive(&self.env, creation);
         match creation {
             Some(Ok(Creation::Created(_))) => {
                 self.env.oracle.borrow_mut().on_acknowledged(id.as_str());

@@ -90,6 +90,38 @@ impl Fault {
     ];
 }
 
+/// Orders whose starts and look-ups all have the same fault.
+#[derive(Clone, Copy, Debug)]
+pub struct FailingOrders {
+    /// One order in this many, the first one among them.
+    every: u64,
+    fault: Fault,
+}
+
+impl FailingOrders {
+    pub fn draw(draws: &Draws) -> Self {
+        let faults = [Fault::Lost, Fault::Error, Fault::Refused, Fault::Foreign];
+        Self {
+            every: [2, 3, 10][draws.below(3) as usize],
+            fault: faults[draws.below(4) as usize],
+        }
+    }
+
+    /// Returns fault rates without any other fault.
+    pub fn alone(self) -> FaultRates {
+        FaultRates {
+            failing: Some(self),
+            ..FaultRates::default()
+        }
+    }
+
+    /// Returns the fault of all requests about this order.
+    pub fn fault_of(&self, id: &str) -> Option<Fault> {
+        let number: u64 = id.trim_start_matches('o').parse().ok()?;
+        number.is_multiple_of(self.every).then_some(self.fault)
+    }
+}
+
 /// Kinds of fault that were injected in this pass and in the one before, on this thread: sets with one
 /// bit for each kind.
 pub struct RecentFaults;
@@ -133,6 +165,7 @@ pub struct FaultRates {
     pub step: u64,
     /// Rate limit of the upstream.
     pub limit: Option<Limit>,
+    pub failing: Option<FailingOrders>,
 }
 
 /// Faults of writes.

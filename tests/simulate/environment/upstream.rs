@@ -14,6 +14,7 @@ fn failure(detail: &str, certain: bool) -> Failure {
     let cause = match (detail, certain) {
         (_, true) => Cause::NoConnection,
         ("no answer", _) => Cause::Timeout,
+        ("answered 403", _) => Cause::AccessDenied,
         _ => Cause::Unusable,
     };
     Failure::new(detail, cause)
@@ -27,7 +28,7 @@ impl Upstream for Handle {
         env.oracle
             .borrow_mut()
             .on_start_sent(id.as_str(), env.time());
-        let fault = env.draw_fault();
+        let fault = env.draw_fault(Some(id));
         env.log(|| format!("start {id} ({fault:?})"));
         let ambiguous = |answer_status| StartError::Ambiguous {
             answer_status,
@@ -126,7 +127,7 @@ impl Upstream for Handle {
         let request = env.begin_request();
         env.reach_crash_point().await;
         let began_at = env.time();
-        let fault = env.draw_fault();
+        let fault = env.draw_fault(Some(id));
         env.travel().await;
         let result = match fault {
             Fault::Unreachable => Err(failure("no connection", true)),
@@ -134,9 +135,8 @@ impl Upstream for Handle {
                 env.sleep(env.request_timeout).await;
                 Err(failure("no answer", false))
             }
-            Fault::Error | Fault::Refused | Fault::BadList | Fault::Foreign => {
-                Err(failure("answered 500", false))
-            }
+            Fault::Refused => Err(failure("answered 403", false)),
+            Fault::Error | Fault::BadList | Fault::Foreign => Err(failure("answered 500", false)),
             Fault::Crash => {
                 env.end_incarnation();
                 Err(failure("the connection broke", false))
@@ -174,7 +174,7 @@ impl Upstream for Handle {
         let env = &self.0;
         env.reach_crash_point().await;
         let began_at = env.time();
-        let fault = env.draw_fault();
+        let fault = env.draw_fault(None);
         env.travel().await;
         match fault {
             Fault::Unreachable => return Err(failure("no connection", true)),
@@ -182,9 +182,8 @@ impl Upstream for Handle {
                 env.sleep(env.request_timeout).await;
                 return Err(failure("no answer", false));
             }
-            Fault::Error | Fault::Refused | Fault::Foreign => {
-                return Err(failure("answered 500", false));
-            }
+            Fault::Refused => return Err(failure("answered 403", false)),
+            Fault::Error | Fault::Foreign => return Err(failure("answered 500", false)),
             Fault::None
             | Fault::BadList
             | Fault::UnknownStatus
