@@ -1,5 +1,5 @@
--- Orders whose notes do not belong together. The schema refuses them; a file that was written with
--- ignore_check_constraints, or is damaged, may have them all the same.
+-- Orders whose notes do not belong together. The schema refuses all of these but failed attempts without
+-- attention; a file that was written with ignore_check_constraints, or is damaged, may have them all the same.
 SELECT id, what FROM (
     SELECT id, CASE
         WHEN (attention IS NULL) <> (attention_since IS NULL)

@@ -136,7 +136,7 @@ fn first_after_globals(arguments: &[OsString]) -> usize {
     index
 }
 
-/// Returns the variable that a wrong value came from, if any. The command is at the index `at`.
+/// Returns the variable that a wrong value came from, if any. The command is at `index`.
 fn variable_behind(
     error: &clap::Error,
     command: &Command,
@@ -159,7 +159,7 @@ fn variable_behind(
     (!is_given).then_some(variable)
 }
 
-/// Returns the error of a control character in a setting of the command at the index `at`. A file of
+/// Returns the error of a control character in a setting of the command at `index`. A file of
 /// variables with line ends of Windows leaves a carriage return at the end of each value, which would
 /// end up in the name of a file, and is invisible in a message that repeats the value.
 fn control_character(command: &Command, arguments: &[OsString], index: usize) -> Option<String> {

@@ -4,8 +4,8 @@
 //! callers, and lookups of orders share statements too (`lookups`); a read of several statements has a
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
-//! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders. `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes
-//! them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
+//! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders.
+//! `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
 //! `lead` elects the leader, and `listen` receives the commits of other processes.
 
 mod address;
@@ -136,7 +136,7 @@ impl Engine {
     pub fn open_to_read(url: &PostgresUrl) -> Result<Self, OpenError> {
         let connector = Connector::new(url, Purpose::Read)?;
         let (thread, session) = start(connector, |connector| async move {
-            connector.session_for_reading().await
+            repeat(|| connector.session_for_reading()).await
         })?;
         let clock = thread.connector.clock().clone();
         // Without a receiver, it refuses every write.
@@ -147,13 +147,13 @@ impl Engine {
     fn open_with(url: &PostgresUrl, mode: Mode, must_exist: bool) -> Result<Self, OpenError> {
         let connector = Connector::new(url, Purpose::Use)?;
         let (thread, session) = start(connector, move |connector| async move {
-            prepare(&connector, must_exist).await
+            repeat(|| connector.prepare(must_exist)).await
         })?;
         let (connector, runtime) = (&thread.connector, &thread.runtime);
         if !must_exist && !connector.is_replicated() {
             log::warn!(
-                "what is acknowledged is on the disk of one server alone: its \
-                 synchronous_standby_names is empty"
+                "what is acknowledged is on the disk of one server alone: no standby has to flush it \
+                 (synchronous_standby_names, synchronous_commit)"
             );
         }
         let state = WriterState::new(
@@ -298,11 +298,14 @@ impl Engine {
     }
 }
 
-/// Connects and prepares the database; a server that cannot be reached is tried again for a while.
-async fn prepare(connector: &Connector, must_exist: bool) -> Result<Session, Error> {
+/// Opens the first session; a server that cannot be reached is tried again for a while.
+async fn repeat<F>(open: impl Fn() -> F) -> Result<Session, Error>
+where
+    F: Future<Output = Result<Session, Error>>,
+{
     let deadline = Instant::now() + OPEN_TIMEOUT;
     loop {
-        match connector.prepare(must_exist).await {
+        match open().await {
             Err(error) if error.is_transient() && Instant::now() < deadline => {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }

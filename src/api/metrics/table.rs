@@ -186,7 +186,7 @@ metrics! {
     DATABASE_RECONNECTS "counter" "database_reconnects_total" []
     "Connections to a PostgreSQL server that were lost."
     => "rises again and again"
-    "The server ends, hangs or changes its role, or the network between fails: see the logs of both."
+    "The server ends, or the network between fails: see the logs of both."
 
     WRITE_BATCH_DURATION "histogram" "write_batch_duration_seconds" []
     "Time from waiting for the write lock until a batch of writes is on disk."

@@ -64,7 +64,7 @@ pub enum PostgresUrlError {
     /// TLS depends on the hosts, so a parameter must name no others.
     #[error(
         "name each host before the database: postgres://USER@HOST:PORT,HOST:PORT/DATABASE; \
-         hostaddr, or host beside these, is refused"
+         hostaddr, or host or port beside these, is refused"
     )]
     Hosts,
 }
@@ -182,7 +182,8 @@ impl FromStr for PostgresUrl {
             if config.get_dbname().is_none_or(str::is_empty) {
                 return Err(PostgresUrlError::NoDatabase);
             }
-            if config.get_hosts().len() != 1 || !config.get_hostaddrs().is_empty() {
+            let is_single = config.get_hosts().len() == 1 && config.get_ports().len() <= 1;
+            if !is_single || !config.get_hostaddrs().is_empty() {
                 return Err(PostgresUrlError::Hosts);
             }
         }
@@ -343,6 +344,8 @@ mod tests {
             "postgres://me@localhost/o?hostaddr=10.0.0.5",
             "postgres://me@localhost/o?hostadd%72=10.0.0.5",
             "postgres://me@localhost/o?host=db",
+            "postgres://me@db:5433/o?port=5433",
+            "postgres:///o?host=db&port=5432,5433",
             "postgres:///o?host=localhost&host=db",
         ] {
             assert!(text.parse::<PostgresUrl>().is_err(), "{text}");

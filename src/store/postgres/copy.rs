@@ -11,7 +11,7 @@ use super::error::Error;
 use super::history::ORIGIN;
 use super::lines::LineSession;
 use super::session::{LEADER_LOCK, Session};
-use super::{PostgresUrl, prepare};
+use super::{PostgresUrl, repeat};
 use crate::store::OpenError;
 use crate::store::copy::{Access, Side, Table};
 use crate::store::lines::BoxError;
@@ -68,7 +68,7 @@ impl LineSession {
     fn prepare(url: &PostgresUrl, purpose: Purpose, must_exist: bool) -> Result<Self, OpenError> {
         let connector = Connector::new(url, purpose)?;
         Self::connect(connector, move |connector| async move {
-            let session = prepare(&connector, must_exist).await?;
+            let session = repeat(|| connector.prepare(must_exist)).await?;
             session.execute(SETTINGS).await?;
             Ok(session)
         })

@@ -21,6 +21,9 @@ const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
 
+/// Removes the rows of processes that have ended: a later write of one that still runs adds its row anew.
+const FORGET_WRITERS: &str = "DELETE FROM writers WHERE used_at < now() - interval '1 day'";
+
 /// Condition that fails unless the epoch is that of the row.
 const OF_EPOCH: &str = "AND CASE WHEN epoch = $13 THEN true ELSE 1 / (epoch - epoch) = 0 END";
 
@@ -60,6 +63,7 @@ impl RowWork {
                 }
                 Write::Lead { .. } => {
                     single.insert(index, steps.add(BEGIN_EPOCH, vec![]));
+                    steps.add(FORGET_WRITERS, vec![]);
                 }
                 Write::ClampTimes { seqs, now, .. } => {
                     let latest = now.after(BACKOFF_MAX).0;

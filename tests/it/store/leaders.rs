@@ -39,6 +39,23 @@ async fn a_standby_reconciler_does_not_hold_back_vacuum() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_removes_the_rows_of_processes_that_have_ended() {
+    let primary = Cluster::own(&[]);
+    let store = open(&[primary.port()]);
+    drop(store.try_lead().await.unwrap().unwrap());
+    let writers =
+        |sql: &str| primary.run("postgres", &sql.replace("TABLE", "order_service.writers"));
+    writers("UPDATE TABLE SET used_at = now() - interval '25 hours'");
+    writers("INSERT INTO TABLE VALUES (1, 1, now() - interval '23 hours')");
+    let _lead = open(&[primary.port()]).try_lead().await.unwrap().unwrap();
+    assert_eq!(
+        writers("SELECT count(*) FROM TABLE"),
+        "2",
+        "the new leader's and that of yesterday"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_leader_sends_one_statement_per_pass_and_few_others() {
     let primary = Cluster::own(&["log_statement=all"]);
     let env = TestEnvironment::new();
