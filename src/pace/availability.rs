@@ -75,6 +75,8 @@ pub struct CircuitBreaker {
     /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
     first_failure_at: Option<Timestamp>,
+    /// Moment of the last failure that counts.
+    counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     paused_until: Option<Timestamp>,
     results: RequestResults,
@@ -99,6 +101,7 @@ impl CircuitBreaker {
             failures_in_a_row: 0,
             are_polls_answered: true,
             first_failure_at: None,
+            counted_at: None,
             paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
             results: RequestResults::default(),
             last_failure: None,
@@ -183,10 +186,15 @@ impl CircuitBreaker {
             return false;
         }
         // However many orders always fail, others are polled and started in the same pass, and any answer ends
-        // the row.
-        if call.is_repeated && has_failed {
+        // the row. So the requests of a pass count once, and those in flight together; not timeouts in turn, as
+        // in a pass of `--once`.
+        let is_concurrent = |at| at <= now && call.sent_at <= at;
+        let has_counted = self.counted_at.is_some_and(is_concurrent)
+            || has_failed && failure.cause != Cause::Timeout;
+        if call.is_repeated && has_counted {
             return false;
         }
+        self.counted_at = Some(now);
         self.failures_in_a_row += 1;
         let since = *self.first_failure_at.get_or_insert(now);
         match &mut self.state {
@@ -242,12 +250,36 @@ mod tests {
             breaker.take_results();
         }
         // Without an answer, each pass counts.
-        for is_down in [false, true] {
-            let now = Timestamp(100_000);
+        for (at, is_down) in [(100_000, false), (100_100, true)] {
+            let now = Timestamp(at);
             assert_eq!(breaker.on_failed(repeated(now), now, &denied), is_down);
             assert!(!breaker.on_failed(repeated(now), now, &denied));
             breaker.take_results();
         }
+    }
+
+    #[test]
+    fn requests_about_failing_orders_that_time_out_together_count_once() {
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        let timeout = failure(Cause::Timeout);
+        let failed = |breaker: &mut CircuitBreaker, sent_at, now| {
+            let call = Call {
+                is_repeated: true,
+                ..Call::poll(Timestamp(sent_at))
+            };
+            breaker.on_failed(call, Timestamp(now), &timeout)
+        };
+        for order in 0..10 {
+            assert!(!failed(&mut breaker, 1_000 + order, 6_000 + order));
+            breaker.take_results();
+        }
+        // In one pass, those after them count.
+        assert!(!failed(&mut breaker, 6_100, 11_100));
+        assert!(failed(&mut breaker, 11_200, 16_200));
+        // A clock that was set back delays nothing.
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        let downs = [9_000, 2_000, 1_000].map(|now| failed(&mut breaker, now - 500, now));
+        assert_eq!(downs, [false, false, true]);
     }
 
     #[test]

@@ -114,8 +114,8 @@ pub(super) fn given_up(
     }
 }
 
-/// Returns the transition after a look-up of an order has failed. There is none if there was no connection,
-/// which says nothing about the order.
+/// Returns the transition after a look-up of an order has failed. There is none if there was no connection, or
+/// too many requests: neither says anything about the order.
 pub(super) fn delayed(
     order: &OpenOrder,
     id: &str,
@@ -124,7 +124,8 @@ pub(super) fn delayed(
 ) -> Option<Transition> {
     let (reason, detail) = (Reason::UpstreamUnreachable, failure.detail.clone());
     let attention = attention(order, id, reason, detail, now);
-    (failure.cause != Cause::NoConnection).then_some(Transition::Delayed(attention))
+    let is_about_order = !matches!(failure.cause, Cause::NoConnection | Cause::TooManyRequests);
+    is_about_order.then_some(Transition::Delayed(attention))
 }
 
 /// Returns the attention for this order, with the moment of its next attempt by the backoff.

@@ -51,8 +51,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             waiting.truncate(limit);
             observations.is_complete = false;
         }
-        // Those that fail again and again, or have no answer, come last.
-        waiting.sort_by_key(|&index| observations.orders.order(index).attempts);
+        // Those that fail again and again, or have no answer, come last, but not each time.
+        if from.is_multiple_of(2) {
+            waiting.sort_by_key(|&index| observations.orders.order(index).attempts);
+        }
         let mut waiting = waiting.into_iter();
         let mut sent = HashSet::new();
         loop {
@@ -76,6 +78,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             };
             sent.remove(&seq);
             self.on_look_up(observations, seq, answer);
+            if self.context.clock.now() >= self.polls_until && !self.is_once {
+                break;
+            }
         }
         observations.is_complete &= waiting.next().is_none() && sent.is_empty();
     }

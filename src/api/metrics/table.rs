@@ -106,7 +106,7 @@ metrics! {
     RECONCILER_LAST_SEEN "gauge" "reconciler_last_seen_timestamp_seconds" []
     "Time of the last complete observation of the open orders that were due."
     => "older than the longest process, while orders are PROCESSING"
-    "Polls fail: see `upstream_request_duration_seconds` by result, and the orders' `attention`."
+    "Polls fail, or take over 10 s: see `upstream_request_duration_seconds` by result, and the orders' `attention`."
 
     RECONCILER_PASS_DURATION "histogram" "reconciler_pass_duration_seconds" ["result"]
     "Duration of passes, by result."

@@ -163,8 +163,14 @@ fn orders_that_a_list_lacks_are_looked_up_two_thousand_per_pass() {
 fn slow_look_ups_end_after_ten_seconds_and_begin_at_other_orders_the_next_time() {
     let (harness, mut reconciler) = twenty_seconds(50);
     harness.upstream.list_fault.set(Some(Fault::Contradictory));
+    // One look-up has failed before.
+    *harness.upstream.lost.borrow_mut() = vec!["a3".to_owned()];
+    pass(&mut reconciler);
+    harness.upstream.lost.borrow_mut().clear();
+    harness.upstream.take_requests();
+    harness.forward(1_000);
     harness.upstream.look_up_ms.set(901);
-    for _ in 0..40 {
+    for _ in 0..100 {
         let began_at = harness.clock.now();
         pass(&mut reconciler);
         let took = harness.clock.now().since(began_at);
