@@ -226,7 +226,7 @@ metrics! {
     "Open connections: `served`, or in the overflow (`crowd`), which get one response and are closed."
     => "any in the `crowd`"
     "A request is in flight on each served connection, since idle ones are evicted: clients read slowly, wait or \
-     stream. `http_connections_max` follows from the limit of open files."
+     stream. `http_connections_max` follows from the hard limit of open files (`ulimit -Hn`)."
 
     HTTP_CONNECTIONS_MAX "gauge" "http_connections_max" ["place"]
     "Maximum number of open connections."

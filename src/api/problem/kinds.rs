@@ -117,8 +117,8 @@ kinds! {
     WRONG_HOST "wrong-host" 421
     "This host is not served here"
     "The header `Host` has a name that this service does not serve. It listens on loopback, is \
-     `order-service dev`, or was given names with `--allowed-host`. Nothing was done. Otherwise any page that a user visits could \
-     have its own name lead to this service, and read and create orders."
+     `order-service dev`, or was given names with `--allowed-host`. Nothing was done. Otherwise any page \
+     that a user visits could read and create orders by DNS rebinding."
     "Use the IP address or `localhost`. To serve it under a name, as behind a proxy, start it with \
      `--allowed-host NAME`, or `ALLOWED_HOSTS` with names separated by commas."
 
