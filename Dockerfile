@@ -38,7 +38,7 @@ EXPOSE 8080
 
 # SIGTERM lets requests and starts in flight finish: give it 30 s (`docker stop -t 30`).
 STOPSIGNAL SIGTERM
-# It asks the API: a reconciler alone needs `--health-cmd 'order-reconciler health'`, a simulator alone
+# The check asks the API: a reconciler alone needs `--health-cmd 'order-reconciler health'`, a simulator alone
 # `--no-healthcheck`. Podman keeps a health check with `podman build --format docker` alone.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=10s --retries=3 \
     CMD ["order-service", "health"]
