@@ -47,7 +47,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let now = self.context.clock.now();
         let is_soon = |at| now.since(at) < PROBE_INTERVAL;
-        if self.probe.last_at.is_some_and(is_soon) {
+        let requests = self.requests.clone();
+        let is_free = requests.slots_in_use() < self.context.settings.max_in_flight;
+        if !is_free || self.probe.last_at.is_some_and(is_soon) {
             return Ok(false);
         }
         let next = match self.next_open(self.probe.seq).await? {
@@ -65,9 +67,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probe.count.is_multiple_of(LIST_EVERY) {
             return Ok(true);
         }
-        let requests = self.requests.clone();
-        let is_free = requests.slots_in_use() < self.context.settings.max_in_flight;
-        if !is_free || requests.contains(seq) || requests.probes.contains(seq) {
+        if requests.contains(seq) || requests.probes.contains(seq) {
             return Ok(false);
         }
         requests.probes.send(seq, self.look_up(id));
