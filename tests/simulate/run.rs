@@ -30,7 +30,7 @@ use crate::environment::{
     Environment, FailingOrders, Fault, FaultRates, Handle, RandomWriteFaults, RecentFaults,
 };
 use crate::limits::Limit;
-use crate::trace::{Stages, count_decision};
+use crate::trace::{EarlyPasses, Stages, count_decision};
 
 /// Maximum number of passes, one a second, until every order is settled once there are no more faults:
 /// the longest backoff, two absences, and the longest process.
@@ -40,8 +40,8 @@ const PASSES_TO_SETTLE: u32 = 700;
 /// may go unnoticed.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Maximum difference between the clock of a program and that of its schedule: a larger one is a step.
-const DRIFT_MAX: Duration = Duration::from_millis(200);
+/// Maximum difference between the clock of a program and that of its schedule.
+const DRIFT_MAX: Duration = Duration::from_millis(10);
 
 /// The totals of one run, or of many.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -84,6 +84,7 @@ struct Run {
     clock: SteadyClock<Handle>,
     occurrences: Occurrences,
     created: u64,
+    early_passes: EarlyPasses,
     /// Set if leadership ends with the connection of the leader.
     leads_by_connection: bool,
     _folder: tempfile::TempDir,
@@ -186,6 +187,7 @@ impl Run {
             totals: Totals::default(),
             stages: Rc::default(),
             created: 0,
+            early_passes: EarlyPasses::default(),
             leads_by_connection: !matches!(database, RunDatabase::Sqlite),
             _folder: folder,
         }
@@ -396,14 +398,9 @@ impl Run {
         let outcome = drive(&self.env, reconciler.pass(&stop));
         // After a failed pass with starts in flight, the loop pauses.
         let is_paused = matches!(outcome, Some(Err(_))) && reconciler.has_starts_in_flight();
-        let is_overdue = outcome.is_some() && overdue.is_some() && !is_paused;
-        if is_overdue && requests == self.env.requests.get() {
-            let is_unchanged = reconciler.next_poll_at() == overdue;
-            assert!(
-                !is_unchanged,
-                "passes are made for a poll time that never changes: {overdue:?} {outcome:?}"
-            );
-        }
+        let is_idle = outcome.is_some() && !is_paused && requests == self.env.requests.get();
+        let unchanged = overdue.filter(|at| is_idle && reconciler.next_poll_at() == Some(*at));
+        self.early_passes.on_pass(unchanged);
         match &outcome {
             Some(result) => self.env.log(|| format!("pass: {result:?}")),
             None => self.env.log(|| "the program crashes".to_owned()),

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use order_service::decide::{Occasion, OpenOrder, Phase};
+use order_service::order::Timestamp;
 use order_service::reconciler::{Decision, Stage};
 
 use crate::environment::{Fault, RecentFaults};
@@ -135,5 +136,32 @@ impl Stages {
             let is_idle = !matches!(stage, Stage::WritingIntent | Stage::Ready);
             assert!(is_idle, "order {seq} is left in {stage:?}");
         }
+    }
+}
+
+/// Maximum number of early passes in a row: one that notices that the clock was set back is early, and so is
+/// one of a schedule that has not noticed it yet.
+const EARLY_PASSES_MAX: u32 = 2;
+
+/// Passes in a row that send nothing although a poll time has come, which stays the same.
+#[derive(Default)]
+pub struct EarlyPasses {
+    poll_at: Option<Timestamp>,
+    count: u32,
+}
+
+impl EarlyPasses {
+    /// Counts a pass by the poll time that has come and stays the same, if there is one.
+    pub fn on_pass(&mut self, poll_at: Option<Timestamp>) {
+        self.count = match poll_at {
+            None => 0,
+            Some(_) if poll_at == self.poll_at => self.count + 1,
+            Some(_) => 1,
+        };
+        self.poll_at = poll_at;
+        assert!(
+            self.count <= EARLY_PASSES_MAX,
+            "passes are made for a poll time that never changes: {poll_at:?}"
+        );
     }
 }
