@@ -52,6 +52,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if !is_free || self.probe.last_at.is_some_and(is_soon) {
             return Ok(false);
         }
+        self.probe.last_at = Some(now);
+        self.probe.count = self.probe.count.wrapping_add(1);
+        if self.probe.count.is_multiple_of(LIST_EVERY) {
+            return Ok(true);
+        }
         let next = match self.next_open(self.probe.seq).await? {
             None => self.next_open(0).await?,
             next => next,
@@ -59,14 +64,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some(Order { seq, id, .. }) = next else {
             return Ok(true);
         };
-        self.probe = Probe {
-            seq,
-            last_at: Some(now),
-            count: self.probe.count.wrapping_add(1),
-        };
-        if self.probe.count.is_multiple_of(LIST_EVERY) {
-            return Ok(true);
-        }
+        self.probe.seq = seq;
         if requests.contains(seq) || requests.probes.contains(seq) {
             return Ok(false);
         }
