@@ -381,7 +381,7 @@ def failed_reads_of_lists_are_repeated(program, page):
     program.create("meanwhile")
     page.until("it is marked", lambda: len(page.rows()) == 1 and "Not up to date: the program" in page.text(".list"))
     block()
-    # The events that are read are fewer orders than rows if one of them has several.
+    # The 90 events that are read are 30 orders only if each has three.
     page.until("it is read again", lambda: len(page.rows()) > 20 and "Not up to date" not in page.text(".list"))
 
 
