@@ -1,0 +1,29 @@
+//! The commands of an explanation.
+
+use super::*;
+
+#[test]
+fn a_command_can_be_pasted_whatever_the_id() {
+    for (id, word) in [
+        ("a1", "a1"),
+        ("/var/lib/o.db", "/var/lib/o.db"),
+        ("a b", "'a b'"),
+        ("it's", r"'it'\''s'"),
+        ("$(reboot)", "'$(reboot)'"),
+    ] {
+        assert_eq!(quoted(id), word);
+    }
+    let mut case = troubled(created(), Reason::StartRefused, "\u{1b}[2Jgone", 1);
+    assert!(
+        !case
+            .explain(NOW, &Invocation::elsewhere())
+            .to_string()
+            .contains('\u{1b}')
+    );
+    case.order.id = OrderId::new("-x").unwrap();
+    let text = case
+        .explain(NOW, &Invocation::here("/a b/order-service", "/a b/o.db"))
+        .to_string();
+    let command = "\n  '/a b/order-service' restart --database-url '/a b/o.db' -- -x   # ";
+    assert!(text.contains(command), "{text}");
+}
