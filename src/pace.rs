@@ -353,7 +353,8 @@ impl Pace {
     }
 
     /// Returns whether one more look-up of a poll may be sent now, beside `requests` in flight, `look_ups` of
-    /// them for polls. Half of the slots are left to starts, however long look-ups take.
+    /// them for polls. Half of the slots are left to starts, however long look-ups take;
+    /// for one slot see [`Self::on_late_look_up`].
     pub fn may_poll(&self, now: Timestamp, look_ups: usize, requests: usize) -> bool {
         let most = match self.are_polls_limited {
             true => 1,
@@ -442,6 +443,14 @@ impl Pace {
             .min(RATE_LIMITED_POLL_COST_MAX);
         let cost = cost.max(of_limit);
         self.polling.on_polled(began_at, cost, &self.durations);
+    }
+
+    /// Records a look-up whose answer came so late, `now`, that its poll had ended. If there is one slot, starts
+    /// have waited for it: they now have it for as long.
+    pub fn on_late_look_up(&mut self, sent_at: Timestamp, now: Timestamp) {
+        if self.max_requests == 1 {
+            self.polling.postpone(now.after(now.since(sent_at)));
+        }
     }
 
     /// Sets the number of processes that are known to run and are not stuck.

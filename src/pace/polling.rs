@@ -283,6 +283,11 @@ impl Polling {
         self.next_at = now.after(pause);
     }
 
+    /// Puts off the next poll until `at`, if it is due earlier.
+    pub fn postpone(&mut self, at: Timestamp) {
+        self.next_at = self.next_at.max(at);
+    }
+
     /// Records a poll of all orders.
     pub fn on_all_polled(&mut self, now: Timestamp) {
         self.all_polled_at = Some(now);

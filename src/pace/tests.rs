@@ -127,6 +127,20 @@ fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_r
 }
 
 #[test]
+fn with_one_slot_a_late_look_up_leaves_as_much_time_to_starts() {
+    for (max_requests, next_at) in [(1, 18_000), (2, 10_000)] {
+        let (learned, now) = (LearnedLimits::default(), Timestamp(2_000));
+        let mut limiter = Pace::new(0.0, max_requests, learned, UpstreamState::Unknown, now);
+        limiter.on_late_look_up(now, Timestamp(10_000));
+        assert!(limiter.is_poll_due(Timestamp(next_at)));
+        assert_eq!(
+            limiter.is_poll_due(Timestamp(next_at - 1)),
+            max_requests > 1
+        );
+    }
+}
+
+#[test]
 fn an_upstream_that_answers_again_is_polled_at_once() {
     let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
     limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));

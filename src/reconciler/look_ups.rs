@@ -145,6 +145,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some(began_at) = answers.iter().map(|(_, (began_at, _))| *began_at).min() else {
             return Ok(Report::default());
         };
+        self.pace
+            .on_late_look_up(began_at, self.context.clock.now());
         let orders = self.context.store.open_orders().await?;
         let indexes = answers.iter().filter_map(|(seq, _)| orders.index_of(*seq));
         let mut indexes: Vec<usize> = indexes.collect();

@@ -169,6 +169,31 @@ async fn look_ups_without_an_answer_leave_requests_for_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_one_request_may_be_in_flight_starts_take_turns_with_look_ups_without_an_answer() {
+    let upstream = Scripted::new(|asked, _| match asked.is_start() {
+        true => answer(200, ""),
+        false => Reply::Silence,
+    })
+    .await;
+    let ids: Vec<_> = (0..12).map(|n| format!("silent-{n}")).collect();
+    let orders = Orders::processing(&ids).await;
+    let arguments = ["--max-in-flight", "1", "--request-timeout", "4s"];
+    let reconciler = orders.env.reconciler(&upstream.url, &arguments);
+    until_asked(&upstream, |asked| asked.len() == 1).await;
+    let new: Vec<_> = (0..20).map(|n| format!("new-{n}")).collect();
+    for id in &new {
+        orders.create(id).await;
+    }
+    until_asked(&upstream, |asked| {
+        asked.iter().filter(|asked| asked.is_start()).count() == new.len()
+    })
+    .await;
+    let look_ups = upstream.asked().len() - new.len();
+    assert!(look_ups <= 3, "{look_ups} look-ups held the one slot");
+    reconciler.kill();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn orders_whose_look_ups_always_fail_delay_no_other() {
     let replies = [
         answer(302, ""),
