@@ -77,8 +77,8 @@ pub struct Reconciler<U, C> {
     is_once: bool,
     /// Set while [`run`] makes passes.
     new_orders: Option<NewOrders>,
-    /// Moment of the last log line about waiting orders.
-    wait_logged_at: Option<Timestamp>,
+    /// Uptime at the last log line about waiting orders.
+    wait_logged_at: Option<Duration>,
     probe: Probe,
 }
 

@@ -65,20 +65,19 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Logs the limit of the start rate, if it makes orders that are due wait for long.
     pub(super) async fn log_wait(&mut self) -> anyhow::Result<()> {
         let now = self.context.clock.now();
-        let is_soon = |at| now.since(at) < WAIT_LOG_INTERVAL;
+        let uptime = self.context.clock.uptime();
+        let is_soon = |at| uptime.saturating_sub(at) < WAIT_LOG_INTERVAL;
         let starting = self.requests.for_starts.len();
-        let Some(limit) = self.pace.limit(starting) else {
+        let is_soon = self.wait_logged_at.is_some_and(is_soon);
+        let Some(limit) = self.pace.limit(starting).filter(|_| !is_soon) else {
             return Ok(());
         };
-        if self.wait_logged_at.is_some_and(is_soon) {
-            return Ok(());
-        }
         let reason = start_limit(limit);
         let waiting = self.context.store.count(Status::Created).await?;
         let learned = self.pace.learned(now, starting);
         if let Some(line) = wait_line(waiting, &learned, &reason, now) {
             log::info!("{line}");
-            self.wait_logged_at = Some(now);
+            self.wait_logged_at = Some(uptime);
         }
         Ok(())
     }

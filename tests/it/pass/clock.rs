@@ -1,5 +1,8 @@
 //! Passes with a clock that is set back or forward by seconds or hours, within a run or between two.
 
+use std::cell::RefCell;
+use std::sync::Once;
+
 use order_service::reconciler::run_once;
 use order_service::reconciler_state::{LeaderState, LeaderStatus};
 
@@ -10,6 +13,34 @@ const HOUR: i64 = 3_600_000;
 
 /// Clock steps, in milliseconds.
 const STEPS: [i64; 6] = [-6 * HOUR, -HOUR, -10 * SECOND, 10 * SECOND, HOUR, 6 * HOUR];
+
+thread_local! {
+    /// The log lines of this thread, taken from the first call of [`take_log`] on.
+    static LOGGED: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct ThreadLog;
+
+impl log::Log for ThreadLog {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        LOGGED.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+    }
+
+    fn flush(&self) {}
+}
+
+fn take_log() -> Vec<String> {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        log::set_logger(&ThreadLog).expect("there is no other logger");
+        log::set_max_level(log::LevelFilter::Info);
+    });
+    LOGGED.take()
+}
 
 impl Harness {
     fn step(&self, by: i64) {
@@ -162,5 +193,29 @@ fn a_single_pass_waits_for_the_timeout_of_an_earlier_start_and_then_repeats_it()
         let waited = harness.clock.uptime() - began;
         assert_eq!(waited, harness.settings.request_timeout);
         assert_eq!(harness.order("a1").status, Status::Processing);
+    }
+}
+
+#[test]
+fn orders_that_wait_are_logged_within_a_minute_wherever_the_clock_is_set() {
+    for by in STEPS {
+        let mut harness = Harness::new(100_000);
+        harness.settings.start_rate = Some(0.1);
+        harness.create_many(20);
+        let mut reconciler = harness.reconciler();
+        let mut is_logged_within = |seconds| {
+            let until = harness.clock.uptime() + Duration::from_secs(seconds);
+            take_log();
+            while harness.clock.uptime() < until {
+                harness.forward(SECOND);
+                pass(&mut reconciler);
+            }
+            let lines = take_log();
+            lines.iter().any(|line| line.starts_with("orders wait "))
+        };
+        assert!(is_logged_within(1), "{by}");
+        assert!(!is_logged_within(10), "{by}");
+        harness.step(by);
+        assert!(is_logged_within(60), "{by}");
     }
 }
