@@ -112,7 +112,7 @@ pub struct Pace {
     list_timeout: ListTimeout,
     /// Number of processes that are known to run.
     running: u64,
-    /// Set if the last start had no answer, or a server error.
+    /// Set if the last start had no usable answer, and may have taken effect.
     are_starts_in_doubt: bool,
     /// Set if the rate limit of the upstream counts polls too.
     are_polls_limited: bool,

@@ -42,7 +42,12 @@ pub enum StartError {
     },
     /// The answer has a 2xx status, but not the upstream's body: it was cut off, or is by a portal, a
     /// proxy or another service. The order must be looked up.
-    Unconfirmed(Failure),
+    Unconfirmed {
+        /// The HTTP status of the answer.
+        answer_status: u16,
+        /// Reason why the answer is not usable, if no process is found.
+        failure: Failure,
+    },
     /// The upstream refused the start of this order. A process may exist.
     Refused {
         /// The HTTP status of the answer.

@@ -66,10 +66,10 @@ pub struct Observation {
     pub began_at: Timestamp,
 }
 
-/// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error
-/// may come from a gateway that had passed the start on.
+/// Returns whether a start may have taken effect, by the HTTP status of its answer alone. A server error, or
+/// a success that is not the upstream's own, may come from a gateway that had passed the start on.
 pub fn is_in_doubt(answer_status: Option<u16>) -> bool {
-    answer_status.is_none_or(|status| status >= 500)
+    answer_status.is_none_or(|status| matches!(status, 200..=299 | 500..))
 }
 
 impl OpenOrder {
@@ -94,9 +94,9 @@ impl OpenOrder {
     }
 
     /// Returns whether an absence, late enough, excludes the current intent from `starts`. That is so
-    /// after a server error. An intent without an answer remains counted, and so does one of an earlier
-    /// incarnation of the upstream, which the absence does not concern, and any if only one start is
-    /// allowed.
+    /// after an answer that left it in doubt. An intent without an answer remains counted, and so does one of
+    /// an earlier incarnation of the upstream, which the absence does not concern, and any if only one start
+    /// is allowed.
     pub fn is_intent_discounted(&self, policy: &Policy) -> bool {
         self.intent.is_some_and(|intent| {
             let is_current = policy

@@ -343,7 +343,7 @@ fn a_process_observed_soon_after_a_second_start_may_be_the_first_one() {
 }
 
 #[test]
-fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
+fn a_start_left_in_doubt_by_its_answer_counts_until_an_absence_in_the_same_incarnation() {
     let written_at = NOW.0 - 10_000;
     let observation = Observation {
         observed: Observed::Absent,
@@ -357,12 +357,12 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
             process_forgotten_at: process_forgotten_at.map(Timestamp),
             ..POLICY
         };
-        let is_counted = answer.is_none_or(|answer| answer >= 500);
+        let is_counted = ![Some(302), Some(429)].contains(&answer);
         assert_eq!(order.is_intent_counted(), is_counted);
         decide(&order, Occasion::Poll, Some(&observation), &policy, NOW)
     };
     let held = Action::Flag(Reason::MaxStarts);
-    for answer in [500, 502, 503, 504, 520, 599] {
+    for answer in [200, 202, 299, 500, 502, 503, 504, 520, 599] {
         for process_forgotten_at in [None, Some(written_at - 1)] {
             assert_eq!(
                 decided(Some(answer), 5, process_forgotten_at),
@@ -375,7 +375,11 @@ fn a_server_error_counts_as_a_start_until_an_absence_in_the_same_incarnation() {
         }
         assert_eq!(decided(Some(answer), 1, None), held);
     }
-    for (answer, expected) in [(None, held), (Some(429), Action::Start)] {
+    for (answer, expected) in [
+        (None, held),
+        (Some(302), Action::Start),
+        (Some(429), Action::Start),
+    ] {
         assert_eq!(decided(answer, 5, None), expected);
         assert_eq!(decided(answer, 1, Some(written_at + 1)), expected);
     }

@@ -211,6 +211,11 @@ fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
         ),
         (
             Some(ago(4)),
+            Some(200),
+            "answered with 200 4.0 s ago (2026-11-22T09:59:56.000Z). There may be a process.",
+        ),
+        (
+            Some(ago(4)),
             Some(302),
             "answered with 302 4.0 s ago (2026-11-22T09:59:56.000Z). A process is not expected",
         ),

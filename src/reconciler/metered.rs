@@ -52,7 +52,7 @@ impl<U: Upstream> MeteredUpstream<U> {
             Err(StartError::Unavailable(failure)) => {
                 AnswerClass::of_failure(failure, AnswerClass::Unavailable)
             }
-            Err(StartError::Unconfirmed(_)) => AnswerClass::Ambiguous,
+            Err(StartError::Unconfirmed { .. }) => AnswerClass::Ambiguous,
             Err(StartError::Ambiguous { failure, .. }) => {
                 AnswerClass::of_failure(failure, AnswerClass::Ambiguous)
             }

@@ -57,12 +57,15 @@ impl<U: Upstream, C: Clock> Context<U, C> {
                 answer_status,
                 failure,
             },
-            Err(StartError::Unconfirmed(failure)) => match self.look_up(candidate).await {
+            Err(StartError::Unconfirmed {
+                answer_status,
+                failure,
+            }) => match self.look_up(candidate).await {
                 Ok(observation) if observation.observed != Observed::Absent => {
                     Answer::Accepted { is_observed: true }
                 }
                 _ => Answer::Ambiguous {
-                    answer_status: None,
+                    answer_status: Some(answer_status),
                     failure,
                 },
             },

@@ -221,10 +221,10 @@ impl Upstream for HttpUpstream {
                 Err(failure) => format!("{}; {}", summary(status, &body), failure.detail),
             };
             let detail = format!("the start was answered {detail}, and no process is found");
-            return Err(StartError::Unconfirmed(Failure::new(
-                detail,
-                Cause::Unusable,
-            )));
+            return Err(StartError::Unconfirmed {
+                answer_status: status.as_u16(),
+                failure: Failure::new(detail, Cause::Unusable),
+            });
         }
         let failure = self.failure(status, &body, retry_after);
         if status == StatusCode::TOO_MANY_REQUESTS {

@@ -17,7 +17,7 @@ struct OrderFacts {
     open_start: Option<OpenStart>,
     /// Number of starts that the upstream accepted, in all its incarnations.
     accepted: u32,
-    /// Number of accepted starts that were answered with a server error.
+    /// Number of accepted starts that were answered with a server error, or by another service.
     accepted_in_doubt: u32,
     /// Final statuses that answers have shown.
     outcomes: BTreeSet<&'static str>,
@@ -119,7 +119,7 @@ impl Oracle {
         }
     }
 
-    /// Records that the last accepted start is answered with a server error.
+    /// Records that the last accepted start is answered with a server error, or by another service.
     pub fn on_accepted_in_doubt(&mut self, id: &str) {
         self.orders.get_mut(id).unwrap().accepted_in_doubt += 1;
     }
@@ -167,7 +167,7 @@ impl Oracle {
                 order.absent_by_look_up_at = None;
             }
             Err(StartError::Unavailable(_)) => order.open_start = None,
-            Err(StartError::Ambiguous { .. } | StartError::Unconfirmed(_)) => {
+            Err(StartError::Ambiguous { .. } | StartError::Unconfirmed { .. }) => {
                 if let Some(start) = &mut order.open_start {
                     start.given_up_at = Some(now);
                 }
@@ -332,7 +332,7 @@ impl Oracle {
     pub fn check_end(&mut self) {
         for (id, status, starts, attention) in self.db().orders() {
             let order = &self.orders[&id];
-            // A start with a server error whose process was forgotten unnoticed is not counted.
+            // Such a start whose process was forgotten unnoticed is not counted.
             let is_strict = self.max_starts == 1;
             let unknown = if is_strict {
                 0

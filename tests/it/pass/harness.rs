@@ -32,7 +32,7 @@ pub(super) enum Fault {
     AnswerLost,
     /// The request is lost.
     Lost,
-    /// The answer has this HTTP status, and the request has no effect.
+    /// The answer has this HTTP status, and the request has no effect. A 2xx is not the upstream's own.
     Status(u16),
     /// A running process has an unknown status.
     UnknownStatus,
@@ -198,6 +198,12 @@ impl Upstream for InMemory {
                 let failure = Failure::new("answered 429", Cause::TooManyRequests);
                 return Err(StartError::Unavailable(failure));
             }
+            Fault::Status(answer_status @ 200..=299) => {
+                return Err(StartError::Unconfirmed {
+                    answer_status,
+                    failure: failure("<html>", false),
+                });
+            }
             Fault::Status(status) => return Err(ambiguous(Some(status))),
             _ => {}
         }
@@ -212,7 +218,10 @@ impl Upstream for InMemory {
         }
         match (fault, is_new) {
             (Fault::AnswerLost, _) => Err(ambiguous(None)),
-            (Fault::Foreign, _) => Err(StartError::Unconfirmed(failure("<html>", false))),
+            (Fault::Foreign, _) => Err(StartError::Unconfirmed {
+                answer_status: 200,
+                failure: failure("<html>", false),
+            }),
             (_, true) => Ok(()),
             (_, false) => Err(StartError::Refused {
                 answer_status: 400,

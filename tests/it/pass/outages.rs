@@ -194,35 +194,40 @@ fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_the
 }
 
 #[test]
-fn starts_that_fail_for_an_hour_make_no_order_need_an_operator() {
-    let mut harness = Harness::new(100);
-    harness.settings.max_in_flight = 8;
-    harness.create_many(20);
-    let mut reconciler = harness.reconciler();
-    harness.upstream.start_fault.set(Fault::Status(503));
-    let began_at = harness.clock.now();
-    while harness.clock.now().since(began_at) < Duration::from_secs(3_600) {
-        pass(&mut reconciler);
-        harness.forward(4_000);
-    }
-    for n in 0..20 {
-        let reason = harness.reason(&format!("a{n}"));
-        assert!(
-            matches!(reason, None | Some(Reason::UpstreamUnreachable)),
-            "{reason:?}"
-        );
-    }
-    harness.upstream.start_fault.set(Fault::Answered);
-    passes(&harness, &mut reconciler, 400);
-    for n in 0..20 {
-        let order = harness.order(&format!("a{n}"));
-        assert_eq!((order.starts, order.attention), (1, None));
+fn starts_that_fail_for_an_hour_hold_no_order() {
+    for answer_status in [200, 503] {
+        let mut harness = Harness::new(100);
+        harness.settings.max_in_flight = 8;
+        harness.create_many(20);
+        let mut reconciler = harness.reconciler();
+        harness
+            .upstream
+            .start_fault
+            .set(Fault::Status(answer_status));
+        let began_at = harness.clock.now();
+        while harness.clock.now().since(began_at) < Duration::from_secs(3_600) {
+            pass(&mut reconciler);
+            harness.forward(4_000);
+        }
+        for n in 0..20 {
+            let reason = harness.reason(&format!("a{n}"));
+            assert!(
+                matches!(reason, None | Some(Reason::UpstreamUnreachable)),
+                "{answer_status}: {reason:?}"
+            );
+        }
+        harness.upstream.start_fault.set(Fault::Answered);
+        passes(&harness, &mut reconciler, 400);
+        for n in 0..20 {
+            let order = harness.order(&format!("a{n}"));
+            assert_eq!((order.starts, order.attention), (1, None));
+        }
     }
 }
 
 #[test]
-fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
-    for status in [500, 502] {
+fn an_order_that_may_be_started_once_is_held_after_a_start_left_in_doubt() {
+    for status in [200, 500, 502] {
         let mut harness = Harness::new(100);
         harness.settings.max_starts = 1;
         harness.create("a1");
@@ -240,10 +245,12 @@ fn an_order_that_may_be_started_once_is_held_after_a_server_error() {
 }
 
 #[test]
-fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
-    for (has_forgotten, is_taken_over, starts) in
-        [(false, false, 1), (true, false, 2), (true, true, 2)]
-    {
+fn a_start_left_in_doubt_counts_if_a_single_process_was_forgotten_since() {
+    let cases = [(false, false, 1), (true, false, 2), (true, true, 2)];
+    let cases = [200, 502]
+        .into_iter()
+        .flat_map(|status| cases.map(|case| (status, case)));
+    for (status, (has_forgotten, is_taken_over, starts)) in cases {
         let mut harness = Harness::new(100_000);
         harness.settings.lost_process = LostProcess::Restart;
         harness.create("a1");
@@ -251,7 +258,7 @@ fn a_server_error_counts_as_a_start_if_a_single_process_was_forgotten_since() {
         pass(&mut reconciler);
         harness.forward(60_000);
         harness.create("b1");
-        harness.upstream.start_fault.set(Fault::Status(502));
+        harness.upstream.start_fault.set(Fault::Status(status));
         assert_eq!(pass(&mut reconciler).unanswered, 1);
         harness.upstream.start_fault.set(Fault::Answered);
         if has_forgotten {

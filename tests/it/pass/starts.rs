@@ -197,8 +197,12 @@ fn a_start_believed_to_have_failed_counts_once_its_process_is_found() {
 }
 
 #[test]
-fn a_start_answered_with_a_server_error_is_deducted_also_from_a_held_order() {
-    for (fault, starts) in [(Fault::Status(503), 1), (Fault::Lost, 2)] {
+fn a_start_left_in_doubt_by_its_answer_is_deducted_also_from_a_held_order() {
+    for (fault, starts) in [
+        (Fault::Status(200), 1),
+        (Fault::Status(503), 1),
+        (Fault::Lost, 2),
+    ] {
         let mut harness = forgotten(1, LostProcess::Restart);
         harness.upstream.start_fault.set(fault);
         let mut reconciler = harness.old_reconciler();

@@ -7,7 +7,7 @@ use order_service::pace::{list_cost, look_ups_cost};
 use order_service::simulator::crash::Access;
 use order_service::upstream::{Cause, Entry, Failure, StartError, Upstream};
 
-use super::{Fault, Handle};
+use super::{Environment, Fault, Handle};
 use crate::oracle::Arrival;
 
 fn failure(detail: &str, certain: bool) -> Failure {
@@ -18,6 +18,14 @@ fn failure(detail: &str, certain: bool) -> Failure {
         _ => Cause::Unusable,
     };
     Failure::new(detail, cause)
+}
+
+/// Lets a start that a gateway answers take effect or not: the answer is from before or after it forwarded the
+/// start.
+fn in_doubt(env: &Environment, id: &OrderId) {
+    if env.draws.below(2) == 0 && env.take_effect(id.as_str(), Arrival::InTime) {
+        env.oracle.borrow_mut().on_accepted_in_doubt(id.as_str());
+    }
 }
 
 impl Upstream for Handle {
@@ -64,10 +72,7 @@ impl Upstream for Handle {
                 Err(ambiguous(None))
             }
             Fault::Error => {
-                // From a gateway, before or after it forwarded the start.
-                if env.draws.below(2) == 0 && env.take_effect(id.as_str(), Arrival::InTime) {
-                    env.oracle.borrow_mut().on_accepted_in_doubt(id.as_str());
-                }
+                in_doubt(env, id);
                 Err(ambiguous(Some(503)))
             }
             Fault::Refused => Err(StartError::Refused {
@@ -75,10 +80,11 @@ impl Upstream for Handle {
                 detail: "answered 400".to_owned(),
             }),
             Fault::Foreign => {
-                if env.draws.below(2) == 0 {
-                    env.take_effect(id.as_str(), Arrival::InTime);
-                }
-                Err(StartError::Unconfirmed(failure("<html>", false)))
+                in_doubt(env, id);
+                Err(StartError::Unconfirmed {
+                    answer_status: 200,
+                    failure: failure("<html>", false),
+                })
             }
             fault => {
                 let is_new = env.take_effect(id.as_str(), Arrival::InTime);
