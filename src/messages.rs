@@ -45,19 +45,19 @@ pub fn future(at: Timestamp, now: Timestamp) -> String {
     format!("in {} ({})", span(at.since(now)), Rfc3339(at))
 }
 
-/// Formats a duration in one unit, with about two significant digits.
+/// Formats a duration in one unit, rounded to about two significant digits.
 pub fn span(length: Duration) -> String {
-    const MINUTE: u64 = 60;
-    const HOUR: u64 = 60 * MINUTE;
-    const DAY: u64 = 24 * HOUR;
-    let seconds = length.as_secs();
-    // At least two of the larger unit, so that 90 s is not one minute.
+    const MINUTE: f64 = 60.0;
+    const HOUR: f64 = 60.0 * MINUTE;
+    const DAY: f64 = 24.0 * HOUR;
+    let seconds = length.as_secs_f64();
+    // At least two of the larger unit, so that 90 s is not two minutes; each ends where it would round up.
     match seconds {
-        0..10 => format!("{:.1} s", length.as_secs_f64()),
-        10..120 => format!("{seconds} s"),
-        120..7_200 => format!("{} min", seconds / MINUTE),
-        7_200..172_800 => format!("{} h", seconds / HOUR),
-        _ => format!("{} days", seconds / DAY),
+        ..9.95 => format!("{seconds:.1} s"),
+        ..119.5 => format!("{seconds:.0} s"),
+        ..7_170.0 => format!("{:.0} min", seconds / MINUTE),
+        ..171_000.0 => format!("{:.0} h", seconds / HOUR),
+        _ => format!("{:.0} days", seconds / DAY),
     }
 }
 

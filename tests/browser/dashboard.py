@@ -176,6 +176,7 @@ STATISTICS = [
         "Everything runs",
         "It restarts about every 7 min; 3 orders were started again in the last hour. The start rate is reduced to 12/s: the upstream was restarted.",
     ),
+    ({"upstream.life.expected_seconds": 21_599}, "Everything runs", "It restarts about every 6 h;"),
     (
         {"pace.starts_per_second": 12.5, "pace.reason": "the upstream did not answer in time"},
         "Everything runs",
@@ -249,7 +250,7 @@ STATISTICS = [
     (
         {"reconciler.last_pass_at": -4.6, "reconciler.next_pass_at": -4},
         "Everything runs",
-        "It has led for 11 min, with a pass every second or so.",
+        "It has led for 12 min, with a pass every second or so.",
     ),
     (
         {"reconciler.last_pass_at": -70, "reconciler.next_pass_at": -10},

@@ -16,7 +16,7 @@ export function counted(count, one, many = `${one}s`) {
   return `${number(count)} ${count === 1 ? one : many}`;
 }
 
-// Formats a duration with two significant digits.
+// Formats a duration, rounded to two significant digits.
 export function span(seconds) {
   if (seconds < 0.95) return `${Math.max(seconds, 0).toFixed(seconds < 0.095 ? 2 : 1)} s`;
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
@@ -25,10 +25,10 @@ export function span(seconds) {
 
 // Like `span`, but in whole units, for texts that are updated every second.
 export function wholeSpan(seconds) {
-  if (seconds < 120) return `${Math.max(0, Math.floor(seconds))} s`;
-  if (seconds < 7200) return `${Math.floor(seconds / 60)} min`;
-  if (seconds < 172_800) return `${Math.floor(seconds / 3600)} h`;
-  return `${Math.floor(seconds / 86_400)} days`;
+  if (seconds < 119.5) return `${Math.max(0, Math.round(seconds))} s`;
+  if (seconds < 7170) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 171_000) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86_400)} days`;
 }
 
 export function ago(at, moment) {
