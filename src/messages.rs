@@ -8,9 +8,10 @@ use std::time::Duration;
 use crate::order::{Observed, Reason, Rfc3339, Timestamp};
 use crate::pace::{ReductionCause, StartLimit, Throttled, Throttling};
 
-/// Detail of an order whose process the upstream has forgotten.
+/// Detail of an order whose process the upstream has forgotten. It is not always on record whether a poll has
+/// seen that process.
 pub const PROCESS_LOST: &str =
-    "the upstream does not know its process any more; it may or may not have done its work";
+    "the upstream has no process for it; its work may or may not have been done";
 
 /// Formats an error with its causes, each once, on one line; PostgreSQL sends details on further lines.
 pub fn with_causes(error: &dyn std::error::Error) -> String {

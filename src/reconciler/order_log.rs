@@ -49,7 +49,7 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
         Transition::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
         Transition::Settled(Outcome::Failed) => format!("FAILED after {took}"),
         Transition::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
-        Transition::Missed { .. } => "is not known to the upstream any more".to_owned(),
+        Transition::Missed { .. } => "is not known to the upstream".to_owned(),
         Transition::GivenUp { attention, .. }
         | Transition::Delayed(attention)
         | Transition::Flagged(attention) => {
@@ -67,4 +67,28 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
         | Transition::ProcessObserved
         | Transition::Cleared => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::{OrderId, Status};
+
+    #[test]
+    fn a_missing_process_is_not_said_to_have_been_seen() {
+        let order = Order {
+            seq: 1,
+            id: OrderId::new("a1").unwrap(),
+            status: Status::Processing,
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+            starts: 1,
+            attention: None,
+        };
+        let missed = Transition::Missed {
+            began_at: Timestamp(1),
+        };
+        let text = describe(&missed, &order, Timestamp(2));
+        assert_eq!(text.as_deref(), Some("is not known to the upstream"));
+    }
 }

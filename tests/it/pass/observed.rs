@@ -43,6 +43,9 @@ fn an_order_whose_process_was_never_observed_is_held_until_it_is_observed() {
             let attention = order.attention.unwrap();
             assert_eq!(attention.reason, Reason::ProcessLost);
             assert_eq!(attention.by, ResolvedBy::Operator);
+            let neutral =
+                "the upstream has no process for it; its work may or may not have been done";
+            assert_eq!(attention.detail, neutral, "there may never have been one");
         }
         assert_eq!(harness.upstream.starts(), orders);
         // The process was there all the time, or reappears.
