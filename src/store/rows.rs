@@ -266,13 +266,19 @@ pub(super) fn order_of<R: Columns>(row: &R, outage: Option<&Outage>) -> Result<O
     let status = row.status(2)?;
     let created_at = Timestamp(row.number(3)?);
     let attention = match row.reason(6)? {
-        Some(reason) => Some(Attention {
-            reason,
-            by: row.resolved_by(10)?,
-            since: Timestamp(row.number(7)?),
-            detail: row.word(8)?.to_owned(),
-            next_attempt_at: row.time(9)?,
-        }),
+        Some(reason) => {
+            let by = row.resolved_by(10)?;
+            // A PROCESSING order that is held is still polled.
+            let is_idle =
+                (status, reason, by) == (Status::Created, Reason::MaxStarts, ResolvedBy::Operator);
+            Some(Attention {
+                reason,
+                by,
+                since: Timestamp(row.number(7)?),
+                detail: row.word(8)?.to_owned(),
+                next_attempt_at: row.time(9)?.filter(|_| !is_idle),
+            })
+        }
         None => outage
             .filter(|_| !status.is_settled())
             .map(|outage| outage.attention(created_at)),

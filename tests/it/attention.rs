@@ -153,6 +153,11 @@ async fn every_reason_is_shown_and_the_filter_selects_the_orders_with_one() {
             "attention never replaces a status"
         );
     }
+    let held = client
+        .get(format!("{}/order/c%20max_starts", api.url))
+        .await;
+    let next_attempt_at = &held.json()["attention"]["next_attempt_at"];
+    assert_eq!(*next_attempt_at, Value::Null, "nothing happens to it");
     assert_eq!(assert_filter_agrees(&client, &api.url).await, 8);
 }
 
