@@ -170,14 +170,7 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     if ids.is_empty() {
         process::print("no order has a process that was forgotten\n");
     }
-    let mut exit = Exit::Done;
-    for id in ids {
-        let result = store.resolve(id.clone(), Resolution::Restart, store.clock().now());
-        let result = result.await?;
-        let done = "will be started again in the next pass that does not find its process";
-        exit = print_result(&id, result, done).unwrap_or(exit);
-    }
-    Ok(exit)
+    resolve(&store, ids, Resolution::Restart).await
 }
 
 /// Returns the PROCESSING orders whose process was lost, oldest first.
@@ -201,11 +194,15 @@ async fn lost(store: &Store) -> Result<Vec<OrderId>, StoreError> {
 /// `fail`: settles orders as FAILED whose process was forgotten.
 pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
     let store = Store::open_existing(&args.database.database_url)?;
+    resolve(&store, args.ids, Resolution::Fail).await
+}
+
+/// Carries out an operator's decision about each of these orders, and prints the results.
+async fn resolve(store: &Store, ids: Vec<OrderId>, decision: Resolution) -> anyhow::Result<Exit> {
     let mut exit = Exit::Done;
-    for id in args.ids {
-        let result = store.resolve(id.clone(), Resolution::Fail, store.clock().now());
-        let result = result.await?;
-        exit = print_result(&id, result, "is FAILED now").unwrap_or(exit);
+    for id in ids {
+        let result = store.resolve(id.clone(), decision, store.clock().now());
+        exit = print_result(&id, result.await?, decision).unwrap_or(exit);
     }
     Ok(exit)
 }
@@ -255,8 +252,18 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
 }
 
 /// Prints the result of an operator's decision about an order. Returns the exit code if it failed.
-fn print_result(id: &OrderId, result: OperatorResult, done: &str) -> Option<Exit> {
+fn print_result(id: &OrderId, result: OperatorResult, decision: Resolution) -> Option<Exit> {
     let id = id.as_str();
+    let (done, expected) = match decision {
+        Resolution::Restart => (
+            "will be started again when its turn comes, unless it has a process",
+            "an order that is held or refused",
+        ),
+        Resolution::Fail => (
+            "is FAILED now",
+            "a PROCESSING order whose process was forgotten",
+        ),
+    };
     let why_not = match result {
         OperatorResult::Done => {
             process::print(format_args!("{id}: {done}\n"));
@@ -265,9 +272,7 @@ fn print_result(id: &OrderId, result: OperatorResult, done: &str) -> Option<Exit
         OperatorResult::Missing => "there is no such order".to_owned(),
         OperatorResult::Settled(status) => format!("it is {status}, and that never changes"),
         OperatorResult::NothingToResolve(status, None) => {
-            format!(
-                "it is {status} and needs no operator; expected an order that is held or refused"
-            )
+            format!("it is {status} and needs no operator; expected {expected}")
         }
         OperatorResult::NothingToResolve(status, Some(reason)) => {
             format!(

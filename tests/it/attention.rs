@@ -458,7 +458,7 @@ async fn the_commands_that_explain_shows_can_be_pasted_anywhere() {
         // They also work where the program is not in PATH.
         for (command, says) in commands
             .iter()
-            .zip(["will be started again", "is FAILED now"])
+            .zip(["started again when its turn comes", "is FAILED now"])
         {
             let output = Command::new("/bin/sh")
                 .args(["-c", command])

@@ -14,7 +14,7 @@
 //! - `programs`: flags, variables, exit codes, health, signals, unusable databases.
 //! - `deploy`: the systemd units.
 //! - `account`: the comparison of the database with the upstream.
-//! - `operator`: the commands `backup` and `check`, and restoration.
+//! - `operator`: the commands `backup`, `check`, `restart` and `fail`, and restoration.
 //! - `prune`, `pruned`: retention, and readers of pruned records.
 //! - `restored`: readers of a restored database, and copies.
 //! - `copy`: databases that move to another engine and back; backups of servers.

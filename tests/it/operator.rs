@@ -1,5 +1,5 @@
-//! The operator's read-only commands on files: `backup` with restoration, and `check`. What each engine
-//! promises of `check` is in `tests/it/store/check.rs`.
+//! The operator's commands: `backup` with restoration, `check`, and refusals of `restart` and `fail`. What
+//! each engine promises of `check` is in `tests/it/store/check.rs`.
 
 use std::fs;
 use std::path::Path;
@@ -292,4 +292,18 @@ async fn many_findings_of_one_kind_are_counted() {
     let ran = run(&env, &["check"]);
     assert_eq!(ran.stdout.lines().count(), 51, "{ran:?}");
     assert!(ran.stdout.contains("and 70 more of this kind"), "{ran:?}");
+}
+
+#[tokio::test]
+async fn a_command_that_does_not_apply_to_an_order_says_to_which_it_applies() {
+    let env = TestEnvironment::new();
+    fill(&env.store(), &["a1".into()], 1).await;
+    for (command, expected) in [
+        ("restart", "an order that is held or refused"),
+        ("fail", "a PROCESSING order whose process was forgotten"),
+    ] {
+        let ran = run(&env, &[command, "a1"]).assert_code(1);
+        let says = format!("it is CREATED and needs no operator; expected {expected}\n");
+        assert!(ran.stderr.ends_with(&says), "{ran:?}");
+    }
 }
