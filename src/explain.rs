@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::decide::LostProcess;
 use crate::messages::{quoted, span};
-use crate::order::{Reason, Rfc3339, Status, Timestamp};
+use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::order_details::OrderDetails;
 use crate::pace::UpstreamState;
 
@@ -166,26 +166,27 @@ impl OrderDetails {
                 "Look at the process in the upstream. The statuses known here are RUNNING, SUCCEEDED \
                  and FAILED: repair the upstream, or upgrade this program."
             }
+            Reason::ProcessLost | Reason::MaxStarts if attention.by == ResolvedBy::Itself => {
+                return Vec::new();
+            }
             Reason::ProcessLost => {
                 "Find out, at the payment provider or the warehouse, whether the work was done, and \
                  decide then."
             }
             Reason::MaxStarts => {
-                "Find out why the upstream does not bring it to an end. Then decide, or raise the \
-                 reconciler's --max-starts."
+                "Find out in the upstream's log what became of the starts: the order may bring the \
+                 upstream down, the upstream may forget too often, or a proxy may answer for it. Then \
+                 decide, or raise the reconciler's --max-starts."
             }
         };
         vec![advice.to_owned()]
     }
 
     fn commands(&self, invocation: &Invocation) -> Vec<Command> {
-        let restart = match self
-            .order
-            .attention
-            .as_ref()
-            .map(|attention| attention.reason)
-        {
-            Some(Reason::StartRefused) => "Tries again in the next pass.",
+        let attention = self.order.attention.as_ref();
+        let reason = attention.map(|attention| attention.reason);
+        let restart = match reason {
+            Some(Reason::StartRefused) => "Tries again without waiting for the backoff.",
             Some(Reason::ProcessLost) => "Starts it again, which repeats the work if it was done.",
             Some(Reason::MaxStarts) => "Starts it once more, whatever the limit.",
             _ => return Vec::new(),
@@ -204,7 +205,7 @@ impl OrderDetails {
             Command { command, effect }
         };
         let mut commands = vec![command("restart", restart)];
-        if self.order.status == Status::Processing {
+        if self.order.status == Status::Processing && reason != Some(Reason::StartRefused) {
             commands.push(command("fail", "Settles it as FAILED, for ever."));
         }
         commands

@@ -52,6 +52,9 @@ impl OrderDetails {
                 let lasting = span(now.since(*since));
                 let goes_on = match (by, self.reconciler.leader_status(now).problem) {
                     (ResolvedBy::Operator, _) => "and needs an operator.".to_owned(),
+                    (ResolvedBy::Itself, None) if self.is_upstream_down() => {
+                        "and waits for the upstream.".to_owned()
+                    }
                     (ResolvedBy::Itself, None) => "and proceeds by itself.".to_owned(),
                     (ResolvedBy::Itself, Some(problem)) => format!("and {problem}."),
                 };
@@ -108,12 +111,11 @@ impl OrderDetails {
                     "It is estimated to run about {processes:.0} processes between restarts."
                 ),
                 None => format!(
-                    "No incarnation of it was observed from beginning to end yet, so {processes:.0} \
-                     processes are assumed."
+                    "It is assumed to run {processes:.0} processes between restarts, until that is known."
                 ),
             };
             lines.push(format!(
-                "The upstream was last found to have forgotten everything {}. {length}",
+                "The upstream was last found to have been restarted {}. {length}",
                 past(at, now)
             ));
         }
@@ -198,13 +200,12 @@ impl OrderDetails {
                  order does not become FAILED, although --lost-process is `fail`."
             ),
             Reason::ProcessLost => format!(
-                "The upstream had a process for it, and has not known it {lasting}, \
-                 most likely because it was restarted. Nobody can know whether that process had done \
-                 its work."
+                "The upstream has confirmed a process for it, and has known none {lasting}, most likely \
+                 because it was restarted. Nobody can know whether the work was done."
             ),
             Reason::MaxStarts => format!(
-                "It has been held {lasting}: {detail}. Something about it may bring the upstream \
-                 down, or the upstream forgets too often."
+                "It has been held {lasting}: {detail}. Each of these starts got no usable answer, or the \
+                 upstream has forgotten its process."
             ),
         }
     }

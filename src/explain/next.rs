@@ -4,7 +4,7 @@
 
 use crate::decide::{LostProcess, OpenOrder, Phase};
 use crate::messages::{clean, future, reduction_cause, span, start_limit};
-use crate::order::{Reason, ResolvedBy, Rfc3339, Timestamp};
+use crate::order::{Reason, ResolvedBy, Timestamp};
 use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartLimit;
 
@@ -33,8 +33,7 @@ impl OrderDetails {
         if self.is_upstream_down() {
             return vec![
                 format!(
-                    "The upstream is probed in the next pass{}, with one look-up. When it answers, this \
-                     order proceeds by itself.",
+                    "The upstream is probed in the next pass{}. Nothing is started before it answers.",
                     self.pass_time(now)
                 ),
                 "Its status does not change before that: no answer proves nothing about its process."
@@ -47,11 +46,17 @@ impl OrderDetails {
             .as_ref()
             .map(|attention| attention.reason);
         match (open.phase, open.intent, reason) {
-            (_, Some(_), _) => vec![format!(
-                "Its process is looked up{}. If there is one, it is adopted. It is started again only \
-                 when a complete answer to a request that was sent late enough does not know it.",
-                self.attempt_time(open, now)
-            )],
+            (_, Some(intent), _) => {
+                let look_up = match intent.given_up_at {
+                    None => "If its start gets no answer, its process is looked up.".to_owned(),
+                    Some(_) => format!("Its process is looked up{}.", self.poll_time(open, now)),
+                };
+                vec![format!(
+                    "{look_up} If there is one, it is taken over. It is started again only when a \
+                     complete answer has none that was requested at least one --request-timeout after \
+                     that start was given up."
+                )]
+            }
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
                 vec!["Nothing happens until an operator decides.".to_owned()]
             }
@@ -59,14 +64,16 @@ impl OrderDetails {
             (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
                 self.after_loss(open, now)
             }
-            (Phase::Processing { .. }, None, Some(_)) => vec![format!(
-                "It is polled again{}.",
-                self.attempt_time(open, now)
-            )],
+            (Phase::Processing { .. }, None, Some(_)) => {
+                vec![format!(
+                    "It is looked up again{}.",
+                    self.poll_time(open, now)
+                )]
+            }
             (Phase::Processing { .. }, None, None) => vec![format!(
                 "Its process is polled again{}. When it has ended, the order is FULFILLED or \
                  FAILED.",
-                self.poll_time(now)
+                self.poll_time(open, now)
             )],
         }
     }
@@ -76,52 +83,44 @@ impl OrderDetails {
         let mut lines = Vec::new();
         if let Some(at) = due_at(open, now) {
             lines.push(format!(
-                "It is tried again {}, when it is dequeued.",
+                "It is tried again when its turn comes, {} at the earliest.",
                 future(at, now)
             ));
         }
         let learned = &self.reconciler.learned;
-        let full_window = learned.full_window();
-        if let Some(window) = full_window {
+        if let Some(window) = learned.full_window() {
             lines.push(format!(
                 "No order is started until a process has ended: {}.",
                 start_limit(StartLimit::Window(window))
             ));
         }
-        let is_throttled = learned.throttling.starts(now).is_some();
-        if is_throttled {
+        if learned.throttling.starts(now).is_some() {
             lines.push(
                 "The upstream refuses starts (429). They are tried again slowly, and no time \
                  can be given."
                     .to_owned(),
             );
         }
+        let is_delayed = !lines.is_empty() || self.paused_until(now).is_some();
         let rate = learned.rate.as_ref();
         lines.push(match (self.ahead, learned.wait(self.ahead, now).zip(rate)) {
-            (0, _) if lines.is_empty() && self.paused_until(now).is_none() => format!(
+            (0, _) if is_delayed => "No other order is ahead of it.".to_owned(),
+            (0, _) => format!(
                 "It is the next to be started, at once or in the next pass{}.",
                 self.pass_time(now)
             ),
-            (0, _) => "No other order is ahead of it.".to_owned(),
-            (ahead, _) if full_window.is_some() || is_throttled => {
-                format!("{} ahead of it.", orders_are(ahead))
-            }
+            (ahead, _) if is_delayed => format!("{} ahead of it.", orders_are(ahead)),
             (ahead, None) => format!(
                 "{} ahead of it. The start rate is not known yet.",
                 orders_are(ahead)
             ),
             (ahead, Some((wait, rate))) => {
-                let about = if ahead < COUNTED_AHEAD_MAX {
-                    "about"
-                } else {
-                    "more than"
-                };
                 let reason = rate.reduction_cause().map_or_else(String::new, |cause| {
                     format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
                 });
                 format!(
-                    "{} ahead of it. At the present rate of {:.1} starts/s it is started in {about} \
-                     {}.{reason}",
+                    "{} ahead of it. At the present rate of {:.1} starts/s it is started in about {} or \
+                     more, because starts that fail are repeated.{reason}",
                     orders_are(ahead),
                     rate.rate(),
                     span(wait)
@@ -134,22 +133,22 @@ impl OrderDetails {
     /// Returns sentences about the next events of an order whose process was forgotten.
     fn after_loss(&self, open: &OpenOrder, now: Timestamp) -> Vec<String> {
         if open.restart_requested {
-            let again = "It is looked up once more when it is dequeued, and started again if it is \
-                         not found.";
+            let again = "When its turn comes, it is looked up once more, and started again if it has \
+                         no process.";
             let mut lines = vec![again.to_owned()];
             lines.extend(self.queue_position(open, now));
             return lines;
         }
         let attention = self.order.attention.as_ref();
         if attention.is_some_and(|attention| attention.by == ResolvedBy::Operator) {
-            return vec![
-                "Nothing happens until an operator decides. If its process is seen again, it goes on \
-                 by itself."
-                    .to_owned(),
-            ];
+            return vec![format!(
+                "It is held until an operator decides. Its process is looked up again{}: if there is \
+                 one, the order goes on by itself.",
+                self.poll_time(open, now)
+            )];
         }
         let then = match self.reconciler.policy {
-            Some(LostProcess::Restart) => "it is started again when it is dequeued, at the pace",
+            Some(LostProcess::Restart) => "it is started again when its turn comes",
             Some(LostProcess::Fail) if self.is_unobserved_under_fail() => {
                 "it is held until an operator decides, because no poll on record has found it"
             }
@@ -158,25 +157,16 @@ impl OrderDetails {
             None => "the reconciler applies its --lost-process",
         };
         vec![format!(
-            "It is looked up again in the next pass{}{}. If it is still missing, {then}.",
-            self.pass_time(now),
-            not_before(open, now)
+            "It is looked up again{}. If it is still missing, {then}.",
+            self.poll_time(open, now)
         )]
     }
 
-    /// Returns the earliest moment of the next poll, as part of a sentence.
-    fn poll_time(&self, now: Timestamp) -> String {
-        match self.reconciler.next_poll_at {
+    /// Returns the earliest moment of the order's next look-up, as part of a sentence.
+    fn poll_time(&self, open: &OpenOrder, now: Timestamp) -> String {
+        match due_at(open, now).max(self.reconciler.next_poll_at) {
             Some(at) if at > now => format!(", {} at the earliest", future(at, now)),
-            _ => " in the next pass".to_owned() + &self.pass_time(now),
-        }
-    }
-
-    /// Returns the moment of an order's next look-up, as part of a sentence.
-    fn attempt_time(&self, open: &OpenOrder, now: Timestamp) -> String {
-        match due_at(open, now).max(self.paused_until(now)) {
-            Some(at) => format!(" {}", future(at, now)),
-            None => format!(" in the next pass{}", self.pass_time(now)),
+            _ => format!(" in the next pass{}", self.pass_time(now)),
         }
     }
 
@@ -199,13 +189,6 @@ impl OrderDetails {
 /// Returns the moment of the next attempt, if it is not due now.
 fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
     open.next_attempt_at.filter(|_| !open.is_due(now))
-}
-
-fn not_before(open: &OpenOrder, now: Timestamp) -> String {
-    match due_at(open, now) {
-        Some(at) => format!("; not before {}", Rfc3339(at)),
-        None => String::new(),
-    }
 }
 
 fn orders_are(count: u64) -> String {

@@ -131,13 +131,14 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
     check(
         &case,
         &[
-            "500 orders are ahead of it. At the present rate of 12.5 starts/s it is started in about 40 s.",
+            "500 orders are ahead of it. At the present rate of 12.5 starts/s it is started in about 40 s \
+             or more, because starts that fail are repeated.",
         ],
     );
     case.ahead = COUNTED_AHEAD_MAX;
     check(
         &case,
-        &["10000 orders or more are ahead of it.", "more than 13 min."],
+        &["10000 orders or more are ahead of it.", "13 min or more"],
     );
     case.ahead = 1;
     case.reconciler.learned.rate = None;
@@ -200,7 +201,11 @@ fn a_settled_order_has_a_complete_timeline() {
 #[test]
 fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
     for (given_up_at, answer_status, says) in [
-        (None, None, "its outcome is not recorded"),
+        (
+            None,
+            None,
+            "If its start gets no answer, its process is looked up.",
+        ),
         (
             Some(ago(4)),
             None,
@@ -249,7 +254,7 @@ fn a_start_answered_with_an_error_does_not_contradict_the_polls() {
         "All processes that were due to be observed were last observed 2.0 s ago",
         "No start of it has been confirmed for 12 s (since 2026-11-22T09:59:48.000Z): it answered 501.",
         "answered with 501 3.0 s ago",
-        "Its process is looked up in 40 s (2026-11-22T10:00:40.000Z). If",
+        "Its process is looked up, in 40 s (2026-11-22T10:00:40.000Z) at the earliest. If",
     ];
     check(&case, &says);
     let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
@@ -280,9 +285,8 @@ fn the_length_of_an_incarnation_is_an_assumption_until_one_was_observed() {
     check(
         &case,
         &[
-            "last found to have forgotten everything 15 min ago",
-            "No incarnation of it was observed from beginning to end yet, so 40000 processes \
-             are assumed.",
+            "last found to have been restarted 15 min ago",
+            "It is assumed to run 40000 processes between restarts, until that is known.",
         ],
     );
     incarnations.on_restart(0, ago(300));
@@ -305,7 +309,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             "has refused for 12 s",
             "it answered 422.",
             "3 attempts in a row have failed.",
-            "It is tried again in 40 s",
+            "It is tried again when its turn comes, in 40 s (2026-11-22T10:00:40.000Z) at the earliest.",
             restart,
         ],
     );
@@ -314,7 +318,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "has given no usable answer about this order for 12 s",
             "One attempt has failed.",
-            "It is polled again in 40 s",
+            "It is looked up again, in 40 s",
             "in the upstream's log",
         ],
     );
@@ -328,7 +332,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "PAUSED",
             "RUNNING, SUCCEEDED and FAILED",
-            "It is polled again in 40 s (2026-11-22T10:00:40.000Z).",
+            "It is looked up again, in 40 s (2026-11-22T10:00:40.000Z) at the earliest.",
         ],
     );
     let held = troubled(processing(), ProcessLost, "forgotten", 1);
@@ -336,9 +340,10 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &held,
         &[
             "It has had process_lost for 12 s, and needs an operator.",
-            "has not known it for 12 s",
+            "has known none for 12 s",
             "Nobody can know",
-            "Nothing happens until an operator decides",
+            "It is held until an operator decides. Its process is looked up again, in 40 s \
+             (2026-11-22T10:00:40.000Z) at the earliest: if there is one, the order goes on by itself.",
             restart,
             fail,
         ],
@@ -353,14 +358,14 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &[
             "The upstream has accepted its start, and has not known its process for 12 s",
             "No poll on record has found the process",
-            "Nothing happens until an operator decides",
+            "It is held until an operator decides",
         ],
     );
     let mut missed = troubled(processing(), ProcessLost, "forgotten", 0);
     for (policy, then) in [
         (
             Some(LostProcess::Restart),
-            "it is started again when it is dequeued",
+            "it is started again when its turn comes.",
         ),
         (Some(LostProcess::Hold), "it is held until an operator"),
         (Some(LostProcess::Fail), "it becomes FAILED."),
@@ -372,11 +377,12 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             &missed,
             &[
                 "process_lost for 12 s, and proceeds by itself.",
-                "It is looked up again in the next pass",
+                "It is looked up again, in 12 s (2026-11-22T10:00:12.000Z) at the earliest",
                 then,
-                "The upstream had a process for it",
+                "The upstream has confirmed a process for it",
             ],
         );
+        assert_eq!(missed.advice(), [""; 0], "nothing has to be done");
         let held = match policy {
             Some(LostProcess::Fail) => "it is held until an operator decides, because no poll on",
             _ => then,
@@ -392,14 +398,16 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
         &released,
         &[
             "An operator has asked",
-            "when it is dequeued",
+            "When its turn comes, it is looked up once more",
             "No other order is ahead",
         ],
     );
+    assert_eq!(released.advice(), [""; 0], "an operator has decided");
     check(
         &troubled(processing(), MaxStarts, "started 5 times", 1),
         &[
-            "It has been held",
+            "It has been held for 12 s (since 2026-11-22T09:59:48.000Z): started 5 times. Each of these \
+             starts got no usable answer, or the upstream has forgotten its process.",
             "until an operator decides",
             restart,
             fail,
@@ -432,7 +440,9 @@ fn an_outage_is_the_reason_of_all_open_orders() {
         &[
             "The upstream has given no usable answer for 40 s (since 20",
             "connection refused",
+            "It has had upstream_unreachable for 12 s, and waits for the upstream.",
             "The upstream is down, so no order can be started or polled.",
+            "Nothing is started before it answers.",
             "no answer proves nothing",
             "--order-process-url",
         ],

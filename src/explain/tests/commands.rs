@@ -27,3 +27,11 @@ fn a_command_can_be_pasted_whatever_the_id() {
     let command = "\n  '/a b/order-service' restart --database-url '/a b/o.db' -- -x   # ";
     assert!(text.contains(command), "{text}");
 }
+
+#[test]
+fn a_refused_restart_can_be_repeated_and_does_not_let_an_order_fail() {
+    let refused = troubled(processing(), Reason::StartRefused, "it answered 422", 1);
+    let commands = refused.commands(&Invocation::elsewhere());
+    let lines: Vec<_> = commands.iter().map(|command| &*command.command).collect();
+    assert_eq!(lines, ["order-service restart a1"]);
+}

@@ -24,7 +24,7 @@ fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
         assert!(!text.contains("rate of"), "{text}");
     }
     case.reconciler.learned.running = 15;
-    check(&case, &["it is started in about 40 s."]);
+    check(&case, &["it is started in about 40 s or more"]);
 }
 
 #[test]
@@ -37,9 +37,20 @@ fn a_requested_pause_delays_whatever_comes_next() {
         case.reconciler.next_poll_at = Some(pause_until);
         case
     };
-    check(
-        &paused(created()),
-        &[pause, "No other order is ahead of it."],
+    let waiting = |mut case: OrderDetails, says: &[&str]| {
+        for (ahead, position) in [(0, "No other order is"), (500, "500 orders are")] {
+            case.ahead = ahead;
+            check(&case, says);
+            check(&case, &[&format!("{position} ahead of it.")]);
+            let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
+            assert!(!text.contains("rate of"), "{text}");
+        }
+    };
+    waiting(paused(created()), &[pause]);
+    let refused = troubled(created(), Reason::StartRefused, "?", 1);
+    waiting(
+        refused,
+        &["in 40 s (2026-11-22T10:00:40.000Z) at the earliest"],
     );
     check(&paused(processing()), &[pause, later]);
     for reason in [Reason::UnknownStatus, Reason::ProcessLost] {
@@ -83,4 +94,15 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
     // What the order does not wait for is not about it.
     let case = throttled(processing(), "starts");
     check(&case, &[up, "Nothing is wrong with it."]);
+}
+
+#[test]
+fn an_order_in_backoff_is_looked_up_in_a_later_poll() {
+    let hourly = Timestamp(NOW.0 + 3_600_000);
+    for reason in [Reason::UnknownStatus, Reason::ProcessLost] {
+        let mut case = troubled(processing(), reason, "?", 1);
+        case.reconciler.next_poll_at = Some(hourly);
+        let later = "looked up again, in 60 min (2026-11-22T11:00:00.000Z) at the earliest";
+        check(&case, &[later]);
+    }
 }

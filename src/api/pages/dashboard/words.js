@@ -121,7 +121,7 @@ function upstream(stats, moment) {
     words.push(`No order is started until a process has ended: at most ${number(window)} processes run at once, because the upstream forgets them when it crashes. `);
   }
   if (pace !== null && wait > LONG_WAIT_SECONDS) {
-    words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} at ${rate(pace)} starts/s.`);
+    words.push(`${counted(stats.orders.CREATED, "order waits", "orders wait")} to be started, about ${wholeSpan(wait)} or more at ${rate(pace)} starts/s.`);
   }
   const isFailing = detail !== null || stats.attention.upstream_unreachable > 0;
   return { level: isFailing ? "warn" : "good", words };
