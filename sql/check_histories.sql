@@ -1,7 +1,7 @@
 -- Histories: at least one, and none that begins beyond what there is. The newest order and the newest
 -- entry are never removed, so that all that were the newest once are there or come before.
 SELECT NULL, what FROM (SELECT CASE
-    WHEN count(*) = 0 THEN 'there is no history, so that no position of a reader is good'
+    WHEN count(*) = 0 THEN 'there is no history, so no cursor of a reader is valid'
     WHEN max(newest_order) > (SELECT coalesce(max(seq), 0) FROM orders)
         THEN 'a history begins after an order that is not there'
     WHEN max(newest_entry) > (SELECT coalesce(max(seq), 0) FROM journal)

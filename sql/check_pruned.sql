@@ -4,7 +4,7 @@ SELECT NULL, what FROM (SELECT CASE
     WHEN count(*) <> 1
         THEN 'there are ' || count(*) || ' records of what was pruned where there must be one'
     WHEN coalesce(max(CAST(history -> 'entries' ->> 'created' AS bigint)), 0) <> max(fulfilled + failed)
-        THEN 'it was counted otherwise how many orders were pruned than what was in their journal'
+        THEN 'the number of pruned orders contradicts that of their entries in the journal'
     WHEN max(last_order_seq) > 0
          AND max(last_order_seq) >= (SELECT coalesce(max(seq), 0) FROM orders)
         THEN 'the newest order was removed: its place in the order of creation may be given out again'

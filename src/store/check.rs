@@ -15,7 +15,7 @@ use crate::order::{OrderId, Status, Timestamp};
 /// than a screen or two are not read.
 const REPORTED_MAX: u64 = 50;
 
-pub(super) const BY_HAND: &str = "no program of ours does this: hold the database against the upstream with \
+pub(super) const BY_HAND: &str = "no program of ours does this: compare the database with the upstream by \
                                   `order-service account`, and restore a backup if in doubt";
 
 pub(super) const SCHEMA: &str = "someone has changed the schema by hand: give it the form that sql/ has, or \

@@ -74,7 +74,7 @@ async fn check_removed(name: &str, meanwhile: Meanwhile) {
         Meanwhile::Write => check_refused(&client, &api).await,
         Meanwhile::Visit => drop(env.run("order-service", &["explain", "a0"])),
     }
-    api.logs("checkpointed completely=true");
+    api.logs("removed or replaced; write-ahead log checkpointed completely=true");
     assert!(api.logged().contains(name), "{}", api.logged());
     api.kill();
     let api = env.api(&[]);

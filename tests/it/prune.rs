@@ -413,7 +413,7 @@ async fn a_check_finds_missing_records_that_were_not_pruned() {
         ),
         (
             "UPDATE pruned SET failed = failed + 1",
-            "counted otherwise how many orders were pruned",
+            "the number of pruned orders contradicts that of their entries",
         ),
         (
             "UPDATE pruned SET last_order_seq = 1000",

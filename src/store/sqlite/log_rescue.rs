@@ -35,7 +35,8 @@ impl LogRescue {
                 // A long read blocks it, and each write tries again.
                 if self.is_rescued.replace(is_rescued) != Some(is_rescued) {
                     log::warn!(
-                        "{} was moved: the write-ahead log was checkpointed completely={is_rescued}",
+                        "{} was moved, removed or replaced; write-ahead log checkpointed \
+                         completely={is_rescued}",
                         path.display()
                     );
                 }

@@ -120,7 +120,7 @@ UPDATE orders SET id = ' c' WHERE id = 'c' -> order " c": its id begins or ends 
 DELETE FROM orders WHERE id = 'c' -> row 1 of journal belongs to a row of orders that is not there
 DELETE FROM heartbeat -> there are 0 heartbeats
 DELETE FROM pruned -> there are 0 records of what was pruned
-UPDATE pruned SET fulfilled = 1, entries = 3, last_order_seq = 1, last_entry_seq = 3 -> it was counted otherwise how many orders were pruned
+UPDATE pruned SET fulfilled = 1, entries = 3, last_order_seq = 1, last_entry_seq = 3 -> the number of pruned orders contradicts that of their entries
 UPDATE pruned SET history = 'x' -> what was pruned cannot be checked:
 DROP INDEX orders_with_attention -> the index orders_with_attention is missing
 "#;
