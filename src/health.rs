@@ -38,7 +38,7 @@ pub async fn of_api(address: SocketAddr) -> anyhow::Result<String> {
 async fn ask(address: SocketAddr) -> anyhow::Result<String> {
     let stream = TcpStream::connect(address)
         .await
-        .with_context(|| format!("nothing listens on {address}"))?;
+        .with_context(|| format!("cannot connect to {address}"))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);

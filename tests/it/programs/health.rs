@@ -101,3 +101,14 @@ fn the_health_of_the_reconciler_is_1_when_there_is_no_database_and_none_is_made(
     assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     assert_eq!(ran.code, Some(1), "no other exit code: {ran:?}");
 }
+
+#[test]
+fn the_health_of_a_service_that_cannot_be_reached_is_1_with_the_cause() {
+    let env = TestEnvironment::new();
+    // No connection can be made to a broadcast address.
+    let ran = api_health(&env, "255.255.255.255:1").assert_code(1);
+    assert!(
+        ran.stderr.contains("cannot connect to 255.255.255.255:1: "),
+        "{ran:?}"
+    );
+}
