@@ -159,13 +159,16 @@ fn print_banner(
         0.0 => "no ceiling".to_owned(),
         rate => format!("{rate} starts/s at most"),
     };
-    let breaking = match args.order_process_url {
-        Some(_) => "",
-        None => "  To see an upstream crash and forget, press \"crash now\" in the dashboard.\n",
+    let (extent, breaking) = match args.order_process_url {
+        Some(_) => ("all but the upstream", ""),
+        None => (
+            "everything",
+            "  To see an upstream crash and forget, press \"crash now\" in the dashboard.\n",
+        ),
     };
     process::print(format_args!(
         "
-  order-service dev: everything on this machine, nothing is kept
+  order-service dev: {extent} on this machine, nothing of that is kept
 
   dashboard    {api}/
   API          {api}

@@ -162,6 +162,10 @@ async fn dev_ends_with_4_when_the_upstream_cannot_be_listed_for_the_account() {
     let env = TestEnvironment::new();
     let simulator = env.simulator(&["--max-order-process-duration", "1"]);
     let (mut program, banner) = dev(&env, &["--order-process-url", &simulator.url]);
+    assert!(
+        banner.contains("all but the upstream on this machine"),
+        "{banner}"
+    );
     let api = value_of(&banner, "API").to_owned();
     let client = Client::new();
     client.create(&api, "a1").await;
