@@ -100,13 +100,17 @@ pub enum ServiceCommand {
     Health(ServiceHealthArgs),
 }
 
+/// Usage of `order-reconciler`, in its help and in its errors.
+const RECONCILER_USAGE: &str =
+    "order-reconciler [OPTIONS]\n       order-reconciler health [OPTIONS]";
+
 /// The reconciler alone, without an HTTP server.
 #[derive(Debug, Parser)]
 #[command(
     name = "order-reconciler",
     version,
     max_term_width = 100,
-    override_usage = "order-reconciler [OPTIONS] [COMMAND]"
+    override_usage = RECONCILER_USAGE
 )]
 pub struct OrderReconciler {
     #[command(flatten)]
@@ -121,7 +125,7 @@ pub enum ReconcilerCommand {
     /// Start a process for every order and poll for its outcome
     #[command(
         name = "run",
-        override_usage = "order-reconciler [OPTIONS]\n       order-reconciler health [OPTIONS]",
+        override_usage = RECONCILER_USAGE,
         after_help = "order-reconciler health checks whether the running reconciler is healthy: \
                       exit code 0 if it is, 1 if not."
     )]

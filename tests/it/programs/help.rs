@@ -74,9 +74,16 @@ fn the_help_of_the_reconciler_is_the_same_for_its_unnamed_command() {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
     }
     for program in ["order-service", "order-reconciler"] {
-        let usage = format!("Usage: {program} [OPTIONS] [COMMAND]\n");
-        let ran = env.run(program, &["unknown"]);
-        assert!(ran.stderr.contains(&usage), "{ran:?}");
+        let help = env.run(program, &["--help"]).stdout;
+        let (_, usage) = help.split_once("Usage: ").unwrap();
+        let (usage, _) = usage.split_once("\n\n").unwrap();
+        for arguments in [&["unknown"][..], &["unknown", "--once"]] {
+            let ran = env.run(program, arguments);
+            assert!(
+                ran.stderr.contains(&format!("Usage: {usage}\n\n")),
+                "{ran:?}"
+            );
+        }
     }
 }
 
