@@ -108,7 +108,7 @@ pub struct ReconcileArgs {
         value_parser = parse_rate
     )]
     pub start_rate: Option<f64>,
-    /// Maximum number of concurrent requests to the order process service, of all kinds: 1 to 1024
+    /// Maximum number of concurrent starts and look-ups, 1 to 1024; a list is read beside them
     #[arg(
         long,
         env = "MAX_IN_FLIGHT",
