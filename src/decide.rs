@@ -19,7 +19,7 @@ pub enum Occasion {
     /// A poll that lacks so many processes that the upstream must have been restarted. One absence is
     /// then enough.
     UpstreamRestart,
-    /// The order has reached the head of the start queue, because of an earlier decision.
+    /// The order has reached the head of the start queue.
     Dequeue,
     /// Its start was refused, so that the intent is withdrawn. A process may exist.
     Refusal,

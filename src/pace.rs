@@ -1,8 +1,9 @@
 //! Limits of the requests to the upstream: start rate, running processes, polls, backoff. Pure
 //! functions of `now` and of what happened before.
 //!
-//! The upstream crashes under load and loses its in-memory state, so every request has a cost. [`Pace`]
-//! is the one limiter that every request passes. `decide` chooses what to do about an order.
+//! The upstream crashes under load and loses its in-memory state, so every request has a cost. [`Pace`] is
+//! asked before each start and each poll, but not before a probe, or a look-up because of a start's answer.
+//! The results of all come back to it. `decide` chooses what to do about an order.
 //!
 //! - `rate`: starts per second.
 //! - `incarnations`: processes that run at once.
@@ -98,7 +99,7 @@ pub enum StartLimit<'a> {
     Ceiling,
 }
 
-/// The limiter that every request to the upstream passes, and all that it has learned.
+/// The limiter of starts and polls, and all that it has learned.
 #[derive(Clone, Debug)]
 pub struct Pace {
     /// Largest number of requests at once, of all kinds.

@@ -1,6 +1,6 @@
 //! The reconciler: observes open orders, decides, settles, and starts what is due.
 //!
-//! `run` loops over passes; a `pass` calls `observe` and then `start`. `decide` chooses what to do about an
+//! `run` loops over passes; a `pass` calls `observe` and then `start_due`. `decide` chooses what to do about an
 //! order, and `pace` how fast; here the decisions take effect. A program does not assume that its
 //! predecessor ended cleanly: it may have been killed at any point. The reconciler and the API share the
 //! database alone.
@@ -147,8 +147,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
     }
 
-    /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now, and
-    /// stored moments that lie ahead are moved back.
+    /// Begins a run. After a step of the clock no elapsed time is known, so every wait begins now; but the
+    /// backoff of an order lasts until its moment, unless that lies further ahead than the longest one.
     pub(super) async fn begin_run(&mut self) -> anyhow::Result<()> {
         self.requests.clear_polls();
         let now = self.context.clock.now();

@@ -1,7 +1,7 @@
 //! The availability of the upstream: a circuit breaker that is fed with the result of each request.
 //!
-//! An upstream that is down gets one look-up per pass, and one that has asked for a pause (`Retry-After`)
-//! gets none. [`super::Pace`] keeps to both.
+//! An upstream that is down gets probes alone (`reconciler/probe.rs`), and one that has asked for a pause
+//! (`Retry-After`) gets no request.
 
 use std::time::Duration;
 

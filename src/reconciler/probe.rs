@@ -1,4 +1,4 @@
-//! The probe of an upstream that is down: one look-up a pass, until it answers.
+//! The probes of an upstream that is down: one look-up a pass, at times a list, until it answers.
 
 use std::pin::pin;
 use std::time::Duration;

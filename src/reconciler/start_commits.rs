@@ -14,9 +14,9 @@ use crate::store::{OrderChange, Recorded, StartCandidate, Transition};
 use crate::upstream::Upstream;
 
 /// A start has to be sent within half a request timeout from the beginning of the commit of its intent. A
-/// later one is withdrawn, because the program may have been suspended meanwhile, and a new leader already
-/// counts its absence one request timeout after the intent. The other half is for connecting and for the
-/// way.
+/// later one is withdrawn: the program may have been suspended meanwhile, and a leader whose run began just
+/// after the intent counts its absence one request timeout later. The other half is for the way. A start
+/// whose connection takes longer (three quarters at most) may come second, and is refused.
 const SEND_DEADLINE_DIVISOR: u32 = 2;
 
 /// Changes that are being written, or wait for it.
