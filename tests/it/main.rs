@@ -74,7 +74,7 @@
 //! | `store::plans::every_statement_has_one_plan_that_indexes_serve` | 100,000 orders |
 //! | `store::engines::both_engines_give_equal_answers_in_random_runs` | five random runs, each compared step by step |
 //! | `upstreams::observations::starts_and_look_ups_continue_while_a_list_is_read` | a list is waited for 1 s |
-//! | `upstreams::starts::an_order_whose_start_reached_another_service_is_never_failed` | 40 passes for each pair of answers |
+//! | `upstreams::starts::an_order_whose_starts_reach_another_service_is_never_failed_or_held` | 40 passes for each pair of answers |
 
 #![allow(clippy::unwrap_used, reason = "a test may fail anywhere")]
 
