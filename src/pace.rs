@@ -278,7 +278,7 @@ impl Pace {
             self.polling.reset(now);
             self.are_polls_limited = false;
         }
-        self.breaker.on_answered(now)
+        self.breaker.on_answered(call, now)
     }
 
     /// Records a request without a usable answer. Returns whether that reduces the rate, and whether the

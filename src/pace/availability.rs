@@ -74,6 +74,8 @@ pub struct CircuitBreaker {
     failures_in_a_row: u32,
     /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
+    /// Set if the upstream was down because of starts, and none was answered since.
+    are_starts_failing: bool,
     first_failure_at: Option<Timestamp>,
     /// Moment of the last failure that counts.
     counted_at: Option<Timestamp>,
@@ -100,6 +102,7 @@ impl CircuitBreaker {
             state: state.clamp_times(now),
             failures_in_a_row: 0,
             are_polls_answered: true,
+            are_starts_failing: false,
             first_failure_at: None,
             counted_at: None,
             paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
@@ -139,8 +142,9 @@ impl CircuitBreaker {
     }
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
-    pub fn on_answered(&mut self, now: Timestamp) -> bool {
+    pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
+        self.are_starts_failing &= !call.is_start;
         self.results.has_answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
@@ -166,11 +170,14 @@ impl CircuitBreaker {
                 matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
         }
         // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
-        // the rate. The answer of a cache does not show that it is not.
+        // the rate. The answer of a cache does not show that it is not. Starts without an answer or access
+        // make it down until a poll shows that they alone fail.
+        let do_starts_alone_fail = is_start && self.are_polls_answered;
         let is_reachable = match failure.cause {
-            Cause::NoConnection | Cause::AccessDenied | Cause::Timeout => false,
+            Cause::NoConnection => false,
+            Cause::AccessDenied | Cause::Timeout => do_starts_alone_fail && self.are_starts_failing,
             Cause::TooManyRequests | Cause::Stale => true,
-            Cause::ServiceUnavailable | Cause::Unusable => is_start && self.are_polls_answered,
+            Cause::ServiceUnavailable | Cause::Unusable => do_starts_alone_fail,
         };
         if is_reachable {
             match &mut self.state {
@@ -205,6 +212,7 @@ impl CircuitBreaker {
             _ if failure.cause == Cause::NoConnection
                 || self.failures_in_a_row >= FAILURES_TO_DOWN =>
             {
+                self.are_starts_failing |= is_start;
                 self.state = UpstreamState::Down {
                     since,
                     detail: failure.detail.clone(),
@@ -242,7 +250,7 @@ mod tests {
         // However long they take.
         for pass in 0..10 {
             let now = Timestamp(10_000 * pass);
-            assert_eq!(breaker.on_answered(now), pass == 0);
+            assert_eq!(breaker.on_answered(Call::poll(now), now), pass == 0);
             for second in 1..10 {
                 let now = Timestamp(now.0 + second * 1_000);
                 assert!(!breaker.on_failed(repeated(now), now, &denied));
@@ -288,10 +296,10 @@ mod tests {
         let failed = |breaker: &mut CircuitBreaker, now, cause| {
             breaker.on_failed(Call::poll(Timestamp(now)), Timestamp(now), &failure(cause))
         };
-        assert!(breaker.on_answered(Timestamp(1)));
+        assert!(breaker.on_answered(Call::poll(Timestamp(1)), Timestamp(1)));
         for now in 2..10 {
             assert!(!failed(&mut breaker, now, Cause::Unusable));
-            assert!(!breaker.on_answered(Timestamp(now)));
+            assert!(!breaker.on_answered(Call::poll(Timestamp(now)), Timestamp(now)));
         }
         assert!(!failed(&mut breaker, 11, Cause::Unusable));
         assert!(!failed(&mut breaker, 12, Cause::Timeout));
@@ -301,14 +309,14 @@ mod tests {
             panic!("the upstream counts as down");
         };
         assert_eq!(*since, Timestamp(11));
-        assert!(breaker.on_answered(Timestamp(15)));
+        assert!(breaker.on_answered(Call::poll(Timestamp(15)), Timestamp(15)));
         assert!(failed(&mut breaker, 16, Cause::NoConnection));
     }
 
     #[test]
     fn an_upstream_that_answers_starts_with_errors_throttles_or_is_cached_is_not_down() {
         let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
-        breaker.on_answered(Timestamp(1));
+        breaker.on_answered(Call::poll(Timestamp(1)), Timestamp(1));
         for now in 2..20 {
             let now = Timestamp(now);
             assert!(!breaker.on_failed(start(now), now, &failure(Cause::Unusable)));
@@ -358,6 +366,33 @@ mod tests {
             Timestamp(23),
             &failure(Cause::Timeout)
         ));
+    }
+
+    #[test]
+    fn an_upstream_is_down_only_once_for_starts_that_alone_fail() {
+        for cause in [Cause::Timeout, Cause::AccessDenied] {
+            let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+            let fails = |breaker: &mut CircuitBreaker, call: fn(Timestamp) -> Call, now| {
+                breaker.on_failed(call(Timestamp(now)), Timestamp(now), &failure(cause))
+            };
+            let three = [false, false, true];
+            assert_eq!([1, 2, 3].map(|now| fails(&mut breaker, start, now)), three);
+            let throttled = failure(Cause::TooManyRequests);
+            breaker.on_failed(Call::poll(Timestamp(4)), Timestamp(4), &throttled);
+            for now in 5..20 {
+                assert!(!fails(&mut breaker, start, now));
+            }
+            assert!(breaker.may_send(Timestamp(20)), "{cause:?}");
+            // Polls fail too.
+            let calls = [Call::poll, start, start];
+            assert_eq!(calls.map(|call| fails(&mut breaker, call, 20)), three);
+            // A later outage may begin with starts.
+            breaker.on_answered(start(Timestamp(21)), Timestamp(21));
+            assert_eq!(
+                [22, 23, 24].map(|now| fails(&mut breaker, start, now)),
+                three
+            );
+        }
     }
 
     #[test]
