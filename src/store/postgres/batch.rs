@@ -57,7 +57,7 @@ pub(super) struct Batch {
     pub number: i64,
     pub writes: Vec<Pending>,
     /// True if a commit was sent and may have taken effect.
-    pub is_in_doubt: bool,
+    pub has_unknown_outcome: bool,
     /// True if an attempt has shown that changes may be without effect.
     pub has_conflicts: bool,
 }
@@ -82,7 +82,7 @@ impl Batch {
         Self {
             number: fastrand::i64(..),
             writes,
-            is_in_doubt: false,
+            has_unknown_outcome: false,
             has_conflicts: false,
         }
     }
@@ -113,7 +113,7 @@ impl Batch {
         if session.take_unreplicated() {
             return Err(Error::TimedOut.into());
         }
-        self.is_in_doubt = false;
+        self.has_unknown_outcome = false;
         if let Some(found) = found {
             self.keep_creations(&answers[found])?;
         }
@@ -170,7 +170,7 @@ impl Batch {
         let mut found: HashMap<OrderId, (Order, bool)> = HashMap::new();
         for row in rows {
             let OrderView { order, .. } = order_view_of(row)?;
-            let is_own = row.try_get::<_, i64>(16)? == self.number;
+            let is_own = row.try_get::<_, i64>("batch")? == self.number;
             found.insert(order.id.clone(), (order, is_own));
         }
         for pending in &mut self.writes {

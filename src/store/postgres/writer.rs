@@ -174,7 +174,7 @@ impl Writer {
             };
             // Also if only its transaction is to blame: the next one has a session of its own.
             self.session = None;
-            if error.is_own_fault() && batch.writes.len() > 1 && !batch.is_in_doubt {
+            if error.is_own_fault() && batch.writes.len() > 1 && !batch.has_unknown_outcome {
                 // None can be distinguished from the others, so each goes alone.
                 for write in batch.writes {
                     Box::pin(self.execute(Batch::new(vec![write]), wanted_at)).await;
@@ -229,7 +229,7 @@ impl Writer {
         let (connector, counters) = (self.connector.clone(), self.state.counters.clone());
         let session = self.session().await?;
         session.take_unreplicated();
-        let is_repeated = batch.is_in_doubt;
+        let is_repeated = batch.has_unknown_outcome;
         let sets_last_batch = batch.sets_last_batch();
         // At rest, a heartbeat is all that is written.
         let is_heartbeat = |pending: &Pending| matches!(pending.write, Write::Heartbeat { .. });
@@ -301,7 +301,7 @@ impl Writer {
             steps.add(COMMIT, vec![]);
         }
         // What was in doubt before stays so: an earlier attempt may still be on its way.
-        batch.is_in_doubt = true;
+        batch.has_unknown_outcome = true;
         let sent_at = SystemClock.uptime();
         match session.pipeline(&steps).await {
             Ok(answers) => {
@@ -323,7 +323,7 @@ impl Writer {
                 Ok(())
             }
             Err(error) => {
-                batch.is_in_doubt = is_repeated || !error.is_rollback();
+                batch.has_unknown_outcome = is_repeated || !error.is_rollback();
                 match is_division_by_zero(&error) {
                     true => Err(Failure::Conflict),
                     false => Err(error.into()),
@@ -342,7 +342,7 @@ impl Writer {
 
     /// Completes the replies to writes that failed or whose outcome is unknown.
     fn fail(&mut self, batch: Batch, error: Error) {
-        if batch.is_in_doubt {
+        if batch.has_unknown_outcome {
             self.possible_last_batches.push(batch.number);
         }
         let cause = with_causes(&error);
@@ -354,7 +354,7 @@ impl Writer {
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         for pending in batch.writes {
-            pending.write.finish(Err(match batch.is_in_doubt {
+            pending.write.finish(Err(match batch.has_unknown_outcome {
                 true => StoreError::OutcomeUnknown,
                 false => StoreError::Unwritable(cause.clone()),
             }));
