@@ -1,7 +1,7 @@
-//! Change feed: polls the journal for changes to orders, made by any process, and wakes waiting
+//! Change feed: follows the journal for changes to orders, made by any program, and wakes waiting
 //! requests and streams.
 //!
-//! There is one feed per process, and it polls the database only while a request or stream waits.
+//! There is one feed per program, and it reads the journal only while a request or stream waits.
 //! It reads each event once: a settled event wakes the requests that wait for its order, and all
 //! streams share the events. Waiting requests are in `api/order.rs`, streams in `api/events.rs`.
 
@@ -16,7 +16,7 @@ use crate::messages::with_causes;
 use crate::order::{Event, OrderId};
 use crate::store::{Changes, Cursor, Store, StoreError};
 
-/// Delay before the next poll after a failed read: a failing database is read once a second.
+/// Delay after a failed read: a failing database is read once a second.
 const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Delay after a batch of events, per stream. Waking a stream takes some microseconds, which a
@@ -40,9 +40,9 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Set while a task polls the journal.
-    is_polling: bool,
-    /// Cursor after the last published event. Valid only while polling.
+    /// Set while a task follows the journal.
+    is_following: bool,
+    /// Cursor after the last published event. Valid only while following.
     published: Cursor,
     /// Waiting requests by the order's sequence number; the second number makes the key unique.
     waiting: BTreeMap<(i64, u64), oneshot::Sender<()>>,
@@ -172,16 +172,16 @@ impl ChangeFeed {
         subscription
     }
 
-    /// Starts polling after `newest_event`, unless a task is polling already.
+    /// Starts following after `newest_event`, unless a task does already.
     fn wake(&self, state: &mut State, newest_event: Cursor) {
-        if state.is_polling {
+        if state.is_following {
             return;
         }
-        state.is_polling = true;
+        state.is_following = true;
         state.published = newest_event;
-        // Events from before polling began are not published: streams read them from the database.
+        // Events from before that are not published: streams read them from the database.
         self.0.latest.send_replace(Batch::empty(newest_event));
-        tokio::spawn(self.0.clone().poll());
+        tokio::spawn(self.0.clone().follow_journal());
     }
 
     /// Returns the store for the reads of waiting requests and of streams.
@@ -195,8 +195,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Polls for events until nothing waits for them.
-    async fn poll(self: Arc<Self>) {
+    /// Reads and publishes events until nothing waits for them.
+    async fn follow_journal(self: Arc<Self>) {
         let mut changes = None;
         let mut is_failing = false;
         while let Some(published) = self.published_if_awaited() {
@@ -238,12 +238,12 @@ impl Shared {
             .await
     }
 
-    /// Returns the cursor after the last published event. If nothing waits for more, marks polling
+    /// Returns the cursor after the last published event. If nothing waits for more, marks following
     /// as stopped and returns `None`.
     fn published_if_awaited(&self) -> Option<Cursor> {
         let mut state = self.state();
-        state.is_polling = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
-        state.is_polling.then_some(state.published)
+        state.is_following = !state.waiting.is_empty() || self.latest.receiver_count() > 0;
+        state.is_following.then_some(state.published)
     }
 
     /// Resumes after the newest event, because events that were not yet published were pruned. They
@@ -257,7 +257,7 @@ impl Shared {
                 drop(state);
                 self.latest.send_replace(Batch::empty(newest));
             }
-            // The next poll retries.
+            // The next read retries.
             Err(error) => log::debug!("cannot read the newest event: {error}"),
         }
     }
@@ -325,28 +325,28 @@ mod tests {
             self.feed.wait_for(order_seq, newest_event)
         }
 
-        fn is_polling(&self) -> bool {
-            self.feed.0.state().is_polling
+        fn is_following(&self) -> bool {
+            self.feed.0.state().is_following
         }
 
         async fn until_idle(&self) {
-            while self.is_polling() {
+            while self.is_following() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn the_journal_is_polled_only_while_a_client_waits() {
+    async fn the_journal_is_followed_only_while_a_client_waits() {
         let fixture = Fixture::new();
         let seq = fixture.create("a1").await;
-        assert!(!fixture.is_polling());
+        assert!(!fixture.is_following());
         let waiter = fixture.wait(seq, Cursor::bare(1));
-        assert!(fixture.is_polling());
+        assert!(fixture.is_following());
         drop(waiter);
         fixture.until_idle().await;
         let subscription = fixture.feed.subscribe(Cursor::bare(1));
-        assert!(fixture.is_polling());
+        assert!(fixture.is_following());
         drop(subscription);
         fixture.until_idle().await;
     }
@@ -357,7 +357,7 @@ mod tests {
         let seq = fixture.create("a1").await;
         let other = fixture.create("a2").await;
         fixture.settle(seq).await;
-        // Nothing polls yet: the first waiter starts polling from its own cursor.
+        // Nothing follows yet: the first waiter makes it follow from its own cursor.
         let mut waiter = fixture.wait(seq, Cursor::bare(2));
         let mut other_waiter = fixture.wait(other, Cursor::bare(4));
         waiter.settled().await;
