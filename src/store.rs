@@ -318,7 +318,7 @@ impl Store {
         }
     }
 
-    /// Returns the counters of this process' writer and the length of its queue.
+    /// Returns the counters of this program's writer and the length of its queue.
     pub fn writer_stats(&self) -> WriterStats {
         self.queue().stats()
     }
@@ -361,7 +361,7 @@ impl Store {
         Ok(read!(self, Snapshot, events(order.clone(), after, limit))??)
     }
 
-    /// Subscribes to changes of orders from now on, by this or any other process.
+    /// Subscribes to changes of orders from now on, by this or any other program.
     pub fn changes(&self) -> Result<Changes, StoreError> {
         call!(self.engine.changes())
     }

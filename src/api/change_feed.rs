@@ -23,7 +23,7 @@ const FAILING_INTERVAL: Duration = Duration::from_secs(1);
 /// thousand commits a second would multiply. Events that arrive during the delay form one batch.
 const PAUSE_PER_STREAM: Duration = Duration::from_micros(50);
 
-/// Maximum number of events per batch. With the longest ids a batch takes 300 KB, once per process.
+/// Maximum number of events per batch. With the longest ids a batch takes 300 KB, once per program.
 const EVENTS_PER_BATCH_MAX: usize = 500;
 
 /// Wakes requests and streams that wait for changes to orders.
@@ -293,7 +293,7 @@ mod tests {
     }
 
     impl Fixture {
-        /// Creates and settles orders through another connection, as another process does.
+        /// Creates and settles orders through another connection, as another program does.
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = DatabaseUrl::from(folder.path().join("orders.db"));

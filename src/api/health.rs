@@ -92,7 +92,7 @@ impl HealthReport {
     }
 }
 
-/// Returns the liveness report: always healthy, because the process responds.
+/// Returns the liveness report: always healthy, because the program responds.
 pub(super) fn live() -> HealthReport {
     HealthReport::new(Vec::new(), Vec::new())
 }

@@ -125,7 +125,7 @@ fn orders(metrics: &mut Exposition, cached: &CachedStats) {
     metrics.add(&table::ORDER_TIME_TO_SETTLE, [(UNLABELLED, within)]);
 }
 
-/// Adds the metrics of the database, and of this process's writes to it.
+/// Adds the metrics of the database, and of this program's writes to it.
 fn database(
     metrics: &mut Exposition,
     is_writable: bool,

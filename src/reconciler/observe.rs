@@ -19,7 +19,7 @@ use crate::store::{OrderChange, StartCandidate};
 use crate::upstream::Upstream;
 
 /// Number of changes in one transaction. It takes some ten milliseconds, during which the writes of
-/// other processes wait.
+/// other programs wait.
 const CHANGES_PER_TRANSACTION_MAX: usize = 2_000;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {

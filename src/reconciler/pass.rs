@@ -16,7 +16,7 @@ use crate::upstream::Upstream;
 /// Pause after a failed pass while starts are in flight.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Makes passes on the schedule, and at once when any process has created an order, until `stop` or
+/// Makes passes on the schedule, and at once when any program has created an order, until `stop` or
 /// until the lead is lost.
 ///
 /// # Errors

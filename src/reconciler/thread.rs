@@ -13,7 +13,7 @@ use crate::upstream::HttpUpstream;
 /// Interval at which a standby tries to take the lead.
 const STANDBY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Pause before this process tries to lead again, after it could not read the last heartbeat.
+/// Pause before this program tries to lead again, after it could not read the last heartbeat.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A handle to the reconciler's thread. A pass blocks the thread while it reads the database, so only its own
@@ -108,7 +108,7 @@ pub fn reconciler_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .context("starting the reconciler's runtime failed")
 }
 
-/// Waits until this process leads. Returns `None` if the program shuts down first.
+/// Waits until this program leads. Returns `None` if the program shuts down first.
 pub async fn lead(store: &Store, stop: &Stop) -> anyhow::Result<Option<Leadership>> {
     let mut is_standby_logged = false;
     let mut logged = None;

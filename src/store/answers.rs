@@ -168,7 +168,7 @@ pub struct DatabaseInfo {
     pub log_bytes: Option<u64>,
     /// Number of connections to the server that were lost; `None` where there is no server.
     pub reconnects: Option<u64>,
-    /// Number of journal entries that this process has written and that a standby lacked that was promoted.
+    /// Number of journal entries that this program has written and that a standby lacked that was promoted.
     pub lost_entries: u64,
 }
 

@@ -1,6 +1,6 @@
 //! Leadership: the exclusive right to run the reconciler on a database.
 //!
-//! A lock keeps others from leading while it is intact. If two processes lead all the same,
+//! A lock keeps others from leading while it is intact. If two programs lead all the same,
 //! because a file was deleted or a host was cut off, the database distinguishes them: each leader
 //! increments an epoch when it takes over, and each of its writes compares the epoch in its own
 //! transaction. So a deposed leader cannot commit anything, even if it does not know that it was
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::{LeaderLock, OpenError, StoreError};
 
 /// The exclusive right to run the reconciler on a database. It ends when this value is dropped or
-/// the process ends, for whatever reason.
+/// the program ends, for whatever reason.
 #[derive(Debug)]
 pub struct Leadership {
     pub(super) epoch: i64,
@@ -20,7 +20,7 @@ pub struct Leadership {
     is_deposed: AtomicBool,
 }
 
-/// Lock that keeps other processes from leading.
+/// Lock that keeps other programs from leading.
 #[derive(Debug)]
 pub(super) enum Lock {
     Sqlite(LeaderLock),
@@ -74,7 +74,7 @@ pub enum Loss {
     ConnectionLost,
 }
 
-/// Failures to take leadership, other than that another process leads.
+/// Failures to take leadership, other than that another program leads.
 #[derive(Debug, thiserror::Error)]
 pub enum LeadError {
     /// The lock file cannot be created.

@@ -6,7 +6,7 @@
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders.
 //! `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
-//! `lead` elects the leader, and `listen` receives the commits of other processes.
+//! `lead` elects the leader, and `listen` receives the commits of other programs.
 
 mod address;
 mod batch;
@@ -271,7 +271,7 @@ impl Engine {
         }
     }
 
-    /// Subscribes to the commits of this process and of others.
+    /// Subscribes to the commits of this program and of others.
     pub fn changes(&self) -> Result<Changes, StoreError> {
         let own = self.queue().commits();
         let inner = &self.inner;

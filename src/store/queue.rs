@@ -1,4 +1,4 @@
-//! The write queue of a process, as its callers see it: its capacity, its timeouts and the meaning
+//! The write queue of a program, as its callers see it: its capacity, its timeouts and the meaning
 //! of a missing reply.
 //!
 //! A commit costs one disk flush whatever its size, so all waiting writes go into the next one. An
@@ -73,7 +73,7 @@ enum Executor {
     Synchronous(Box<dyn Fn(Pending) + Send + Sync>, Arc<dyn WriteFaults>),
 }
 
-/// The write queue of a process.
+/// The write queue of a program.
 pub(super) struct Queue {
     executor: Executor,
     state: WriterState,

@@ -11,7 +11,7 @@ use crate::order::{Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
 impl Store {
-    /// Takes leadership unless another process has it. From then on a previous leader cannot record
+    /// Takes leadership unless another program has it. From then on a previous leader cannot record
     /// anything.
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         self.try_lead_once().await.map_err(|error| {
@@ -77,7 +77,7 @@ impl Store {
     }
 
     /// Subscribes to the creation of orders newer than the newest existing one, by this or any
-    /// other process.
+    /// other program.
     pub async fn new_orders(&self) -> Result<NewOrders, StoreError> {
         Ok(NewOrders {
             changes: self.changes()?,
@@ -95,7 +95,7 @@ impl Store {
 
     /// Returns the orders whose process has to be polled: PROCESSING, or CREATED with a start of
     /// unknown outcome, oldest first. They are read some thousands at a time, so a concurrent
-    /// change by another process may be visible in one order and not in the next.
+    /// change by another program may be visible in one order and not in the next.
     pub async fn open_orders(&self) -> Result<OpenOrders, StoreError> {
         read!(self.open_orders())
     }

@@ -1,6 +1,6 @@
 //! Orders in one SQLite file.
 //!
-//! Reads use a small pool of connections. All writes of this process go through one writer
+//! Reads use a small pool of connections. All writes of this program go through one writer
 //! (`writer`, on a thread of its own: `writer_thread`), which commits many at once under the lock of
 //! `write_lock`, and whose log is checkpointed in `checkpoint`. `open` opens and checks a file, `permits`
 //! limits the reads of a runtime's worker threads, `file` knows the files of a database, `row_mapping`

@@ -1,4 +1,4 @@
-//! Subscriptions to commits, by this or any other process.
+//! Subscriptions to commits, by this or any other program.
 //!
 //! A wake-up does not say what was committed: it makes its receiver read, so a spurious one is
 //! harmless.
@@ -16,9 +16,9 @@ const WAKE_INTERVAL: Duration = Duration::from_millis(1_100);
 
 /// A subscription to changes of orders.
 pub struct Changes {
-    /// Commits of this process.
+    /// Commits of this program.
     pub(super) own: watch::Receiver<()>,
-    /// Commits of other processes, as the engine detects them.
+    /// Commits of other programs, as the engine detects them.
     pub(super) others: Arc<Notify>,
 }
 
@@ -82,7 +82,7 @@ mod tests {
         store.create(id, Timestamp(1)).await.unwrap();
     }
 
-    /// Returns a subscription to the commits of this process alone.
+    /// Returns a subscription to the commits of this program alone.
     fn unpolled(store: &Store) -> Changes {
         Changes {
             own: store.queue().commits(),

@@ -1,4 +1,4 @@
-//! The state of a process' writer that its callers share, and its log lines: each failure is logged once.
+//! The state of a program's writer that its callers share, and its log lines: each failure is logged once.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

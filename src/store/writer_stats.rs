@@ -1,4 +1,4 @@
-//! Counters of this process' writer: its commits, and the writes that failed.
+//! Counters of this program's writer: its commits, and the writes that failed.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub const COMMIT_TIME_BOUNDS_US: [u64; 12] = [
 /// Bucket bounds of the number of writes in a commit, which never exceeds the last.
 pub const COMMIT_SIZE_BOUNDS: [u64; 6] = [1, 4, 16, 64, 128, 256];
 
-/// Counters of this process' writer since its start, and the length of its queue.
+/// Counters of this program's writer since its start, and the length of its queue.
 #[derive(Clone, Debug, Default)]
 pub struct WriterStats {
     /// Durations of commits, from the request for the write lock until all is on disk, in

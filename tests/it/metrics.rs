@@ -259,7 +259,7 @@ async fn stored_counters_survive_restarts_and_never_decrease() {
     let client = Client::new();
     let settled = "order_time_to_settle_seconds_count";
     let mut last = Samples::new();
-    // Counts of the process itself reset at a restart, as Prometheus expects.
+    // Counts of the program itself reset at a restart, as Prometheus expects.
     let is_own = |series: &str| {
         ["http_", "write"]
             .iter()

@@ -275,7 +275,7 @@ pub(in crate::api) fn page() -> String {
         "<h1>Metrics</h1>
 <p><a href=\"/metrics\">/metrics</a> serves these metrics for Prometheus; <code>{PREFIX}</code> precedes each
 name. Those of orders, the reconciler and the upstream come from the database, so they survive restarts and
-include a reconciler that cannot be reached. Counts of the process itself (<code>http_…</code>,
+include a reconciler that cannot be reached. Counts of the program itself (<code>http_…</code>,
 <code>write_…</code>) restart with it.</p>
 <p><a href=\"/docs\">All requests and responses</a>, <a href=\"/\">dashboard</a></p>
 {sections}"

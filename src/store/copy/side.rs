@@ -50,7 +50,7 @@ pub(in crate::store) trait Side: Lines + Send {
     /// Continues the last history, so that no new one begins when a program opens the database.
     fn continue_history(&self) -> Result<(), BoxError>;
 
-    /// Takes the reconciler's lock, unless another process has it.
+    /// Takes the reconciler's lock, unless another program has it.
     fn try_lead(&mut self) -> Result<bool, BoxError>;
 
     /// Flushes everything to the disk, and tidies up.
@@ -125,7 +125,7 @@ pub(super) fn relocation(side: &dyn Side) -> Result<Option<Relocation>, Transfer
     Relocation::read(side).map_err(of(side))
 }
 
-/// Takes the reconciler's lock, unless another process has it for all of this time.
+/// Takes the reconciler's lock, unless another program has it for all of this time.
 pub(super) fn lead_within(side: &mut dyn Side, timeout: Duration) -> Result<bool, TransferError> {
     let began = Instant::now();
     loop {

@@ -1,5 +1,5 @@
 //! Histories of the journal. A database begins a new one whenever its server is another than before: it
-//! may lack entries that were acknowledged, which the process that wrote them notices.
+//! may lack entries that were acknowledged, which the program that wrote them notices.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ pub(super) const ORIGIN: &str = "\
         (SELECT oid FROM pg_database WHERE datname = current_database()), \
         substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)) AS origin";
 
-/// Entries of the journal that this process has written.
+/// Entries of the journal that this program has written.
 #[derive(Default)]
 pub(super) struct OwnEntries(Mutex<Written>);
 
@@ -48,7 +48,7 @@ impl OwnEntries {
         Ok(())
     }
 
-    /// Compares the histories of the journal, oldest first, with what this process has written. Each names
+    /// Compares the histories of the journal, oldest first, with what this program has written. Each names
     /// the newest entry that the server had as it began.
     fn compare(&self, histories: &[(i64, i64)]) {
         let mut written = self.written();
@@ -59,7 +59,7 @@ impl OwnEntries {
         let Some(before) = before.filter(|before| before != last) else {
             return;
         };
-        // The next one after that in which this process has written, unless that was lost too.
+        // The next one after that in which this program has written, unless that was lost too.
         let index = histories.iter().position(|(id, _)| *id == before);
         let next = index.and_then(|index| histories.get(index + 1));
         let newest_entry = next.map_or(*newest_entry, |(_, newest_entry)| *newest_entry);
@@ -68,7 +68,7 @@ impl OwnEntries {
         if lost > 0 {
             written.lost += lost.unsigned_abs();
             log::error!(
-                "entries were lost that this process had written: the server has none after entry \
+                "entries were lost that this program had written: the server has none after entry \
                  {newest_entry} lost={lost}; it was promoted from a standby that lacked them, or \
                  restored"
             );

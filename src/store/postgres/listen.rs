@@ -1,4 +1,4 @@
-//! Notifications of commits by other processes. If none arrive, as a test at the beginning of each session
+//! Notifications of commits by other programs. If none arrive, as a test at the beginning of each session
 //! shows, polls are as frequent as on SQLite.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -30,7 +30,7 @@ struct Receivers {
 }
 
 impl Listener {
-    /// Wakes a receiver for each commit of another process, until it is dropped.
+    /// Wakes a receiver for each commit of another program, until it is dropped.
     pub fn subscribe(
         self: &Arc<Self>,
         connector: &Arc<Connector>,

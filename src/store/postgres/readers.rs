@@ -1,4 +1,4 @@
-//! Reads on the connections of a process: those of one statement share a few connections, and those of
+//! Reads on the connections of a program: those of one statement share a few connections, and those of
 //! several have one to themselves for as long as that takes. Lost connections are replaced.
 
 use std::sync::Arc;

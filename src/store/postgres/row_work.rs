@@ -21,7 +21,7 @@ const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
 
-/// Removes the rows of processes that have ended: a later write of one that still runs adds its row anew.
+/// Removes the rows of programs that have ended: a later write of one that still runs adds its row anew.
 const FORGET_WRITERS: &str = "DELETE FROM writers WHERE used_at < now() - interval '1 day'";
 
 /// Condition that fails unless the epoch is that of the row.

@@ -31,7 +31,7 @@ const LOGGED_WAIT: Duration = Duration::from_secs(1);
 const APPLICATION: &str = "order-service";
 
 /// Brings the schema up to date; returns whether there was none. A new one is marked by the statements
-/// `mark`. Safe to do at the same moment in several processes. Takes as long as the migrations do, of this
+/// `mark`. Safe to do at the same moment in several programs. Takes as long as the migrations do, of this
 /// program or of another: each is one transaction, which a time limit would only begin anew.
 pub(super) async fn migrate(
     session: &Session,

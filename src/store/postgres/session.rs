@@ -105,7 +105,7 @@ impl Session {
     /// timeline.
     pub fn is_closed(&self) -> bool {
         let is_old = self.timeline.get().is_some_and(|(own, newest)| {
-            // The newest of any session of this process.
+            // The newest of any session of this program.
             newest.load(Ordering::Relaxed) > *own
         });
         is_old || self.is_given_up.load(Ordering::Relaxed) || self.client.is_closed()

@@ -1,4 +1,4 @@
-//! The one writer of a process: a task that takes writes off the queue, many in one transaction.
+//! The one writer of a program: a task that takes writes off the queue, many in one transaction.
 //!
 //! A transaction changes rows first. Then it takes the numbering lock, assigns the numbers and commits.
 //! All of that is one round trip, unless an answer decides what is numbered (`row_work`). PostgreSQL
@@ -7,7 +7,7 @@
 //! for a row, unless it is a repetition.
 //!
 //! A transaction whose commit was not answered is repeated until its outcome is known: orders name the
-//! batch that created them, and `writers` names the last batch of each process. A repetition takes the lock
+//! batch that created them, and `writers` names the last batch of each program. A repetition takes the lock
 //! first, to wait for the commit of its predecessor. It may then wait for a row whose holder waits for the
 //! lock: the server ends such a deadlock, and the transaction is repeated.
 
@@ -70,12 +70,12 @@ const LAST_BATCH: &str = "SELECT batch FROM writers WHERE id = $1";
 const PRESENT: &str = "SELECT epoch, (SELECT batch FROM writers WHERE writers.id = $1) \
                        FROM heartbeat WHERE id = 1";
 
-/// The writer of a process.
+/// The writer of a program.
 pub(super) struct Writer {
     connector: Arc<Connector>,
     session: Option<Session>,
     state: WriterState,
-    /// Id of this process' row in `writers`.
+    /// Id of this program's row in `writers`.
     id: i64,
     /// Batches of which the row may have the number: the last that was committed, and later ones whose outcome
     /// is unknown.

@@ -65,7 +65,7 @@ pub(super) struct Checkpointer {
     /// and the writer waits for it rather than let the log grow.
     copying: Arc<Mutex<()>>,
     /// Frames in the log after the last commit. A smaller number means that the log has been
-    /// restarted, by whatever process.
+    /// restarted, by whatever program.
     frames: i64,
     /// Frames in the log when the background thread was last woken; 0 after a restart of the log.
     requested_at: i64,
@@ -144,7 +144,7 @@ impl Checkpointer {
     }
 
     /// Copies the remaining frames and ends the log, unless a long read blocks it or another
-    /// process is checkpointing, which is over soon: the size is checked again after the next
+    /// program is checkpointing, which is over soon: the size is checked again after the next
     /// commit. Returns true if the log was ended.
     fn end(&mut self, db: &Connection, how: &str) -> bool {
         let _copying = self.copying.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! Detection of commits by other processes, by polling the modification time of the write-ahead
+//! Detection of commits by other programs, by polling the modification time of the write-ahead
 //! log.
 
 use std::io;
@@ -21,8 +21,8 @@ const VISIBLE_WITHIN: Duration = Duration::from_millis(200);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Engine {
-    /// Subscribes to the commits of this process, which are reported immediately, and to those of
-    /// other processes, which a poll detects. The polling thread ends with the subscription.
+    /// Subscribes to the commits of this program, which are reported immediately, and to those of
+    /// other programs, which a poll detects. The polling thread ends with the subscription.
     pub fn changes(&self) -> Result<Changes, StoreError> {
         let others = Arc::new(Notify::new());
         let changes = Changes {
@@ -85,7 +85,7 @@ mod tests {
     use crate::order::Timestamp;
     use crate::store::{DatabaseUrl, Mode, Store};
 
-    /// Opens the stores of two processes.
+    /// Opens the stores of two programs.
     fn stores() -> (tempfile::TempDir, [Store; 2]) {
         let folder = tempfile::tempdir().unwrap();
         let path = DatabaseUrl::from(folder.path().join("orders.db"));

@@ -45,7 +45,7 @@ const LOGS: [&str; 3] = ["-wal", "-shm", "-journal"];
 /// Lock file of the queue for the write lock: its holder is the next to write.
 pub(super) const QUEUE_LOCK: &str = "-turn";
 
-/// Lock file that a process locks while it writes, and while it sets up the database.
+/// Lock file that a program locks while it writes, and while it sets up the database.
 pub(super) const WRITE_LOCK: &str = "-write";
 
 /// Lock file that the leader locks.
@@ -207,7 +207,7 @@ pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
 
 /// Creates an empty database, unless the file exists; returns true if it was created. An existing
 /// file is not even opened: closing it would release SQLite's locks of other connections in this
-/// process.
+/// program.
 pub(super) fn create(path: &Path) -> io::Result<bool> {
     let created = OpenOptions::new()
         .write(true)
@@ -260,7 +260,7 @@ fn open_lock(path: &Path, database: &Path) -> io::Result<File> {
     }
 }
 
-/// Gives a new lock file to the owner and group of the database, as far as this process may: a file
+/// Gives a new lock file to the owner and group of the database, as far as this program may: a file
 /// created by root must not lock out the programs.
 fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
     let (uid, gid) = (database.uid(), database.gid());

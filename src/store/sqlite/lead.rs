@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::file::{Identity, LEADER_LOCK, lock_error, lock_file, with_suffix};
 use crate::store::OpenError;
 
-/// The leader's lock. The operating system releases it when the process ends, for whatever reason.
+/// The leader's lock. The operating system releases it when the program ends, for whatever reason.
 #[derive(Debug)]
 pub(in crate::store) struct LeaderLock {
     file: File,
@@ -16,7 +16,7 @@ pub(in crate::store) struct LeaderLock {
 }
 
 impl LeaderLock {
-    /// Takes the lock beside the database at `path`, unless another process has it.
+    /// Takes the lock beside the database at `path`, unless another program has it.
     pub fn try_take(path: &Path) -> Result<Option<Self>, OpenError> {
         let file = lock_file(path, LEADER_LOCK)?;
         match file.try_lock() {
@@ -30,7 +30,7 @@ impl LeaderLock {
     }
 
     /// Returns true if a different file is at the lock's path, which another reconciler may have
-    /// locked. While the path is empty, no other process can have the lock.
+    /// locked. While the path is empty, no other program can have the lock.
     pub fn is_lost(&self) -> bool {
         match (self.file.metadata(), fs::metadata(&self.path)) {
             (Ok(held), Ok(found)) => Identity::from(&held) != Identity::from(&found),

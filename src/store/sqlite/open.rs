@@ -71,7 +71,7 @@ pub(super) const READ_ONLY: OpenFlags =
     OpenFlags::SQLITE_OPEN_READ_ONLY.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 /// Opens the file, creating or migrating it if needed, and begins a new history if the file is a
-/// different one than before. Returns the writing connection. Safe to call in several processes at
+/// different one than before. Returns the writing connection. Safe to call in several programs at
 /// once.
 pub(super) fn prepare(
     path: &Path,
@@ -167,7 +167,7 @@ fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection,
 
 /// Returns the format of a file; 0 if the file is empty.
 fn format(db: &Connection) -> Result<i64, BoxError> {
-    // One statement has one snapshot: another process may be creating the file.
+    // One statement has one snapshot: another program may be creating the file.
     const FORMAT_OF_FILE: &str = "\
         SELECT application_id, user_version, (SELECT count(*) = 0 FROM sqlite_schema) \
         FROM pragma_application_id, pragma_user_version";

@@ -37,7 +37,7 @@ pub(super) fn prune(
         match status {
             Some(Status::Fulfilled) => removed.fulfilled += 1,
             Some(Status::Failed) => removed.failed += 1,
-            // Another process has pruned it.
+            // Another program has pruned it.
             _ => continue,
         }
         for entry in db

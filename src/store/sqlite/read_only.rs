@@ -47,7 +47,7 @@ impl ReadOnlyFile {
     /// writes to it begins a new history, even if the copy replaces the original file.
     ///
     /// All pages are read in one read transaction: otherwise the copy would start over after each
-    /// write of another process, and never end beside one that writes all the time. `VACUUM INTO`
+    /// write of another program, and never end beside one that writes all the time. `VACUUM INTO`
     /// reads one snapshot as well, but takes many times longer, because it rebuilds every index,
     /// and until it ends the write-ahead log can only grow.
     ///

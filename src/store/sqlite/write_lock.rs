@@ -1,7 +1,7 @@
-//! The lock that the writers of all processes take in turn.
+//! The lock that the writers of all programs take in turn.
 //!
-//! Processes queue for it through two advisory locks beside the database, because SQLite's own busy
-//! handler sleeps between attempts and can starve a process.
+//! Programs queue for it through two advisory locks beside the database, because SQLite's own busy
+//! handler sleeps between attempts and can starve a program.
 
 use std::fs::File;
 use std::io;
@@ -10,13 +10,13 @@ use std::path::Path;
 use super::file::{QUEUE_LOCK, WRITE_LOCK, lock_file};
 use crate::store::OpenError;
 
-/// The write lock of a database, and the lock of the process that is next.
+/// The write lock of a database, and the lock of the program that is next.
 pub(super) struct WriteLock {
     queue: File,
     write: File,
 }
 
-/// The write lock while it is held, or the lock of the process that is next. Released on drop.
+/// The write lock while it is held, or the lock of the program that is next. Released on drop.
 struct LockGuard<'a>(&'a File);
 
 impl Drop for LockGuard<'_> {
@@ -38,7 +38,7 @@ impl WriteLock {
 
     /// Waits for the write lock.
     pub fn acquire(&self) -> io::Result<()> {
-        // The process that waits for the write lock holds the queue lock, so the process that has
+        // The program that waits for the write lock holds the queue lock, so the program that has
         // just written cannot overtake it.
         self.queue.lock()?;
         let _guard = LockGuard(&self.queue);

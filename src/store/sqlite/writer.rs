@@ -1,4 +1,4 @@
-//! The one writer of a process: takes writes off the queue, and commits many in one transaction.
+//! The one writer of a program: takes writes off the queue, and commits many in one transaction.
 //!
 //! A change of an order and its journal entry, if it has one, are in the same transaction. The UPDATEs are
 //! in `store/update.rs`, the thread is in `writer_thread.rs`.

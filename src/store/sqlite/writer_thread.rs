@@ -1,4 +1,4 @@
-//! The thread of the one writer of a process, and its start. What it does is in `writer.rs`.
+//! The thread of the one writer of a program, and its start. What it does is in `writer.rs`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -14,7 +14,7 @@ use crate::store::{DatabaseUrl, Mode, Store};
 struct Bench {
     _folder: tempfile::TempDir,
     store: Store,
-    /// The write lock as another process opens it.
+    /// The write lock as another program opens it.
     other: File,
 }
 
