@@ -315,10 +315,10 @@ impl Pace {
     }
 
     /// Records that the upstream was found to have been restarted and has `processes` now.
-    pub fn on_restart(&mut self, processes: u64, now: Timestamp) {
-        self.rate.on_restart(now);
+    pub fn on_upstream_restart(&mut self, processes: u64, now: Timestamp) {
+        self.rate.on_upstream_restart(now);
         self.apply_rate();
-        self.incarnations.on_restart(processes, now);
+        self.incarnations.on_upstream_restart(processes, now);
     }
 
     /// Records that the upstream was found to have forgotten a process. It does not change the average

@@ -280,7 +280,7 @@ fn a_start_answered_with_an_error_does_not_contradict_the_polls() {
 fn the_length_of_an_incarnation_is_an_assumption_until_one_was_observed() {
     let mut case = processing();
     let mut incarnations = Incarnations::default();
-    incarnations.on_restart(0, ago(900));
+    incarnations.on_upstream_restart(0, ago(900));
     case.reconciler.learned.incarnations = incarnations.clone();
     check(
         &case,
@@ -289,7 +289,7 @@ fn the_length_of_an_incarnation_is_an_assumption_until_one_was_observed() {
             "It is assumed to run 40000 processes between restarts, until that is known.",
         ],
     );
-    incarnations.on_restart(0, ago(300));
+    incarnations.on_upstream_restart(0, ago(300));
     case.reconciler.learned.incarnations = incarnations;
     check(
         &case,

@@ -147,7 +147,7 @@ impl Incarnations {
 
     /// Records that the upstream was found to have been restarted and has `processes` in its new
     /// incarnation. An incarnation of unknown length does not change the average.
-    pub fn on_restart(&mut self, processes: u64, now: Timestamp) {
+    pub fn on_upstream_restart(&mut self, processes: u64, now: Timestamp) {
         let age = self.began_at.map_or(0.0, |at| now.since(at).as_secs_f64());
         if self.restarts == 0 {
             self.mean_processes = LENGTH_ASSUMED;
@@ -181,7 +181,7 @@ mod tests {
         let mut known = Incarnations::default();
         for (index, processes) in lengths.iter().enumerate() {
             known.on_list_complete(*processes, Timestamp(index as i64 * 600_000));
-            known.on_restart(0, Timestamp(index as i64 * 600_000));
+            known.on_upstream_restart(0, Timestamp(index as i64 * 600_000));
         }
         known.window()
     }
@@ -213,7 +213,7 @@ mod tests {
     fn the_window_grows_while_an_incarnation_is_longer_than_those_before() {
         let mut incarnations = Incarnations::default();
         incarnations.on_list_complete(6_700, Timestamp(0));
-        incarnations.on_restart(0, Timestamp(0));
+        incarnations.on_upstream_restart(0, Timestamp(0));
         assert_eq!(incarnations.window(), Some(8_893));
         for _ in 0..30_000 {
             incarnations.on_start_accepted();
@@ -227,11 +227,11 @@ mod tests {
         let mut incarnations = Incarnations::default();
         incarnations.on_list_complete(10, Timestamp(0));
         incarnations.on_list_complete(20_000, Timestamp(599_000));
-        incarnations.on_restart(0, Timestamp(600_000));
+        incarnations.on_upstream_restart(0, Timestamp(600_000));
         incarnations.on_list_complete(20_000, Timestamp(601_000));
         let (processes, time) = incarnations.expected_length(Timestamp(601_000)).unwrap();
         assert_eq!((processes, time.unwrap().as_secs()), (32_000.0, 600));
-        incarnations.on_restart(0, Timestamp(800_000));
+        incarnations.on_upstream_restart(0, Timestamp(800_000));
         let (_, time) = incarnations.expected_length(Timestamp(800_000)).unwrap();
         assert_eq!((time.unwrap().as_secs(), incarnations.restarts()), (440, 2));
         assert_eq!(incarnations.began_at(), Some(Timestamp(800_000)));
@@ -246,10 +246,10 @@ mod tests {
     #[test]
     fn an_incarnation_whose_beginning_was_not_observed_has_no_length() {
         let mut incarnations = Incarnations::default();
-        incarnations.on_restart(0, Timestamp(500_000));
+        incarnations.on_upstream_restart(0, Timestamp(500_000));
         let expected = incarnations.expected_length(Timestamp(900_000));
         assert_eq!(expected, Some((LENGTH_ASSUMED, None)));
-        incarnations.on_restart(0, Timestamp(1_100_000));
+        incarnations.on_upstream_restart(0, Timestamp(1_100_000));
         let (_, time) = incarnations.expected_length(Timestamp(1_100_000)).unwrap();
         assert_eq!(
             time.unwrap().as_secs(),
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn an_incarnation_counts_its_own_starts_and_not_those_of_the_next() {
         let mut incarnations = Incarnations::default();
-        incarnations.on_restart(30, Timestamp(0));
+        incarnations.on_upstream_restart(30, Timestamp(0));
         let expected =
             |incarnations: &Incarnations| incarnations.expected_length(Timestamp(0)).unwrap().0;
         assert_eq!(
@@ -274,7 +274,7 @@ mod tests {
             incarnations.on_start_accepted();
         }
         // Twenty of them were started before the restart was noticed.
-        incarnations.on_restart(20, Timestamp(0));
+        incarnations.on_upstream_restart(20, Timestamp(0));
         assert_eq!(expected(&incarnations), 25_600.0);
         assert_eq!(incarnations.processes(), Some(20));
     }
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(incarnations.began_at(), Some(Timestamp(1_000)));
         let earlier = incarnations.clone().clamp_times(Timestamp(1_500));
         assert_eq!(earlier.process_forgotten_at(), Some(Timestamp(1_500)));
-        incarnations.on_restart(0, Timestamp(3_000));
+        incarnations.on_upstream_restart(0, Timestamp(3_000));
         assert_eq!(incarnations.process_forgotten_at(), Some(Timestamp(3_000)));
         // An earlier version stored no `forgot_at`.
         let mut stored = serde_json::to_value(&incarnations).unwrap();

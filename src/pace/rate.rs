@@ -366,7 +366,7 @@ impl StartRate {
     }
 
     /// Reduces the rate after a restart of the upstream.
-    pub fn on_restart(&mut self, now: Timestamp) {
+    pub fn on_upstream_restart(&mut self, now: Timestamp) {
         let initial = self.unreduced().min(RATE_INITIAL);
         let plateau = (initial * RESTART_SHARE)
             .max(RATE_MIN.min(initial))

@@ -99,7 +99,7 @@ fn after_a_restart_of_the_upstream_fewer_processes_run_at_once_also_in_a_later_r
     let mut limiter = pace(50.0, LearnedLimits::default(), now);
     limiter.on_list_complete(100, now, now);
     assert_eq!(limiter.incarnations().processes(), Some(100));
-    limiter.on_restart(0, now);
+    limiter.on_upstream_restart(0, now);
     let mut limiter = pace(50.0, limiter.learned(now, 0), now);
     assert_eq!(
         (limiter.rate().rate(), limiter.incarnations().restarts()),

@@ -85,7 +85,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let (missing, known) = (total.missing, total.known);
         let left = observations.entries.unwrap_or((known - missing) as u64);
-        self.pace.on_restart(left, now);
+        self.pace.on_upstream_restart(left, now);
         let incarnations = self.pace.incarnations();
         let window = incarnations.window().unwrap_or(0);
         let length = incarnations

@@ -110,7 +110,7 @@ mod tests {
         let mut incarnations = Incarnations::default();
         for _ in 0..30 {
             incarnations.on_list_complete(1, now);
-            incarnations.on_restart(0, now);
+            incarnations.on_upstream_restart(0, now);
         }
         let mut learned = LearnedLimits {
             rate: Some(StartRate::new(500.0, now)),

@@ -9,7 +9,7 @@ fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
     let learned = &mut case.reconciler.learned;
     for _ in 0..30 {
         learned.incarnations.on_list_complete(1, ago(60));
-        learned.incarnations.on_restart(0, ago(60));
+        learned.incarnations.on_upstream_restart(0, ago(60));
     }
     learned.running = 16;
     let why =

@@ -152,7 +152,7 @@ fn a_rate_that_is_not_used_is_not_doubled() {
 fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_overload() {
     let free = StartRate::new(0.0, Timestamp(0));
     let mut restarted = free.clone();
-    restarted.on_restart(Timestamp(0));
+    restarted.on_upstream_restart(Timestamp(0));
     let mut overloaded = free.clone();
     overloaded.on_overload(Call::poll(Timestamp(1)), Timestamp(1), &overload());
     for (rate, expected) in [
@@ -169,7 +169,7 @@ fn a_rate_is_limited_by_its_ceiling_by_a_restart_and_by_overload() {
 #[test]
 fn after_a_restart_the_rate_rises_as_far_as_polls_have_found_the_upstream_alive() {
     let mut rate = StartRate::new(50.0, Timestamp(0));
-    rate.on_restart(Timestamp(0));
+    rate.on_upstream_restart(Timestamp(0));
     assert_eq!(rate.rate(), 1.25);
     assert_eq!(rate.reduction_cause(), Some(ReductionCause::Restart));
     assert!(
@@ -182,8 +182,8 @@ fn after_a_restart_the_rate_rises_as_far_as_polls_have_found_the_upstream_alive(
     assert_eq!(after_healthy(&mut rate, Timestamp(20_000), 20), 50.0);
     assert_eq!((rate.reduction_cause(), rate.ceiling()), (None, Some(50.0)));
     // A second restart before the rate is back does not raise it.
-    rate.on_restart(Timestamp(40_000));
-    rate.on_restart(Timestamp(41_000));
+    rate.on_upstream_restart(Timestamp(40_000));
+    rate.on_upstream_restart(Timestamp(41_000));
     assert_eq!(rate.rate(), 1.25);
 }
 
@@ -257,7 +257,7 @@ fn a_ceiling_lets_no_rate_be_learned_that_was_not_used() {
 #[test]
 fn a_learned_rate_holds_under_another_ceiling_and_a_clock_set_back() {
     let mut rate = StartRate::new(50.0, Timestamp(0));
-    rate.on_restart(Timestamp(9_000));
+    rate.on_upstream_restart(Timestamp(9_000));
     let mut lower = rate.clone().with_ceiling(1.0, Timestamp(5_000));
     assert_eq!(lower.rate(), 1.0);
     assert_eq!(after_healthy(&mut lower, Timestamp(5_000), 10), 1.0);

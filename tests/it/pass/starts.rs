@@ -223,7 +223,7 @@ fn a_start_left_in_doubt_by_its_answer_is_deducted_also_from_a_held_order() {
 fn a_look_up_that_finds_a_process_lets_the_start_rate_return_after_a_restart() {
     let harness = Harness::new(600);
     let mut rate = StartRate::new(0.0, harness.clock.now());
-    rate.on_restart(harness.clock.now());
+    rate.on_upstream_restart(harness.clock.now());
     let reduced = rate.rate();
     harness.has_learned(LearnedLimits {
         rate: Some(rate),

@@ -14,7 +14,7 @@ fn short_lived(orders: usize, max_duration_secs: u32) -> Harness {
     let mut incarnations = Incarnations::default();
     for _ in 0..30 {
         incarnations.on_list_complete(1, harness.clock.now());
-        incarnations.on_restart(0, harness.clock.now());
+        incarnations.on_upstream_restart(0, harness.clock.now());
     }
     assert_eq!(incarnations.window(), Some(WINDOW as u64));
     let mut durations = Durations::default();
