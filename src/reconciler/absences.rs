@@ -38,7 +38,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Returns the occasion of the decisions about a poll, and reports to the pace what the upstream has
     /// forgotten.
-    pub(super) fn detect_occasion(
+    pub(super) fn note_forgotten(
         &mut self,
         observations: &Observations,
         began_at: Timestamp,
@@ -48,7 +48,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if observations.is_any_forgotten(process_forgotten_at, &self.context.policy()) {
             self.pace.on_process_forgotten(self.context.clock.now());
         }
-        let is_upstream_restart = self.detect_restart(observations, began_at);
+        let is_upstream_restart = self.note_upstream_restart(observations, began_at);
         let process_forgotten_at = self.pace.incarnations().process_forgotten_at();
         self.context.process_forgotten_at.set(process_forgotten_at);
         match is_upstream_restart {
@@ -59,7 +59,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
 
     /// Returns whether so many processes are newly missing that the upstream must have been restarted,
     /// and reports that to the pace.
-    fn detect_restart(&mut self, observations: &Observations, began_at: Timestamp) -> bool {
+    fn note_upstream_restart(&mut self, observations: &Observations, began_at: Timestamp) -> bool {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
         let incarnations = self.pace.incarnations();
         // A process that was confirmed before the last detected restart may have been lost in that

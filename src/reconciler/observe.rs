@@ -68,7 +68,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let last = &mut self.heartbeat.state.last_observed_at;
             *last = last.filter(|at| *at <= now).max(Some(began_at));
         }
-        let occasion = self.detect_occasion(&observations, began_at);
+        let occasion = self.note_forgotten(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
