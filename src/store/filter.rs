@@ -49,12 +49,12 @@ macro_rules! prunable {
 }
 pub(super) use prunable;
 
-/// Condition in SQL for CREATED orders that may be started now, by the placeholders of the maximum number of
-/// starts and of the time.
+/// Condition in SQL for CREATED orders about which is to be decided now: to start them, or that they were
+/// started too often. By the placeholders of the maximum number of starts and of the time.
 macro_rules! startable {
     ($max_starts:literal, $now:literal) => {
         concat!(
-            "intent_at IS NULL AND (starts < CAST(",
+            "intent_at IS NULL AND (attention IS NULL OR attention <> 'max_starts' OR starts < CAST(",
             $max_starts,
             " AS bigint) OR released_at IS NOT NULL) AND (next_attempt_at IS NULL OR next_attempt_at <= ",
             $now,

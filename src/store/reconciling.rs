@@ -101,8 +101,9 @@ impl Store {
     }
 
     /// Returns at most `limit` orders after sequence number `after` that have neither a process nor
-    /// a start of unknown outcome and may be started now, oldest first: those with a failed attempt if
-    /// `has_failed`, otherwise those without. A start that was not sent, or was answered 429, does not count as
+    /// a start of unknown outcome, and about which is to be decided now, oldest first: to start them, or that
+    /// they were started `max_starts` times. Those with a failed attempt if `has_failed`, otherwise those
+    /// without. A start that was not sent, or was answered 429, does not count as
     /// one.
     pub async fn startable(
         &self,

@@ -347,13 +347,15 @@ async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leaders
 async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(new_database: Factory) {
     let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 1).await;
-    execute(store.address(), "UPDATE orders SET starts = 2147483647");
+    execute(
+        store.address(),
+        "UPDATE orders SET starts = 2147483647, attempts = 1, attention = 'max_starts', \
+         attention_since = 1, attention_detail = ''",
+    );
     for (max_starts, may_start) in [(2_147_483_647, false), (u32::MAX, true)] {
         let has_work = store.has_work(Timestamp(2), max_starts).await;
         assert_eq!(has_work.unwrap(), may_start);
-        let found = store
-            .startable(Timestamp(2), max_starts, false, 0, 10)
-            .await;
+        let found = store.startable(Timestamp(2), max_starts, true, 0, 10).await;
         assert_eq!(found.unwrap().len(), usize::from(may_start));
     }
 }

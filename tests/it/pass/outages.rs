@@ -245,6 +245,35 @@ fn an_order_that_may_be_started_once_is_held_after_a_start_left_in_doubt() {
 }
 
 #[test]
+fn an_order_that_was_started_more_often_than_a_lowered_limit_allows_is_held_until_the_limit_rises()
+{
+    let mut harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.old_reconciler();
+    harness.upstream.start_fault.set(Fault::Lost);
+    pass(&mut reconciler);
+    harness.upstream.start_fault.set(Fault::Status(400));
+    passes(&harness, &mut reconciler, 60);
+    let order = harness.order("a1");
+    assert_eq!((order.status, order.starts), (Status::Created, 1));
+    assert_eq!(harness.reason("a1"), Some(Reason::StartRefused));
+    drop(reconciler);
+    harness.upstream.start_fault.set(Fault::Answered);
+    let starts = harness.upstream.starts_of("a1");
+    harness.settings.max_starts = 1;
+    let mut reconciler = harness.old_reconciler();
+    passes(&harness, &mut reconciler, 300);
+    assert_eq!(harness.reason("a1"), Some(Reason::MaxStarts));
+    assert_eq!(harness.upstream.starts_of("a1"), starts);
+    drop(reconciler);
+    harness.settings.max_starts = 2;
+    let mut reconciler = harness.old_reconciler();
+    passes(&harness, &mut reconciler, 300);
+    assert!(harness.order("a1").status.is_settled());
+    assert_eq!(harness.upstream.starts_of("a1"), starts + 1);
+}
+
+#[test]
 fn a_start_left_in_doubt_counts_if_a_single_process_was_forgotten_since() {
     let cases = [(false, false, 1), (true, false, 2), (true, true, 2)];
     let cases = [200, 502]
