@@ -15,7 +15,7 @@ use crate::store::{Leadership, OrderChange, Recorded, StartCandidate, Store, Sto
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     /// Waits in the start queue.
-    Due,
+    Queued,
     /// Its intent is being written.
     WritingIntent,
     /// Waits for a request slot.

@@ -4,16 +4,16 @@
 //! refused:
 //!
 //! ```text
-//!          dequeued: start               committed             slot free
-//!   ┌─────┐ ───────────▶ ┌────────────────┐ ───▶ ┌───────┐ ───────────▶ ┌───────────┐
-//!   │ due │              │ writing intent │      │ ready │              │ in flight │
-//!   └─────┘ ─────────────│────────────────│────▶ └───────┘              └───────────┘
-//!    ▲   │ or: look up   └────────────────┘       │ │ │                   │       │
-//!    │   │                   ▲                    │ │ │                   │       │ answered
-//!    │   │                   └─── looked up: start ─┼─┼───────────────────┘       ▼
-//!    │   │                                        │ │ │  not sent       ┌────────────────┐
-//!    └───┼──── look-up not sent ──────────────────┘ │ └───────────────▶ │ writing result │ ──▶ done
-//!        └──── or: anything else ───────────────────┼─────────────────▶ └────────────────┘
+//!             dequeued: start               committed             slot free
+//!   ┌────────┐ ───────────▶ ┌────────────────┐ ───▶ ┌───────┐ ───────────▶ ┌───────────┐
+//!   │ queued │              │ writing intent │      │ ready │              │ in flight │
+//!   └────────┘ ─────────────│────────────────│────▶ └───────┘              └───────────┘
+//!    ▲      │ or: look up   └────────────────┘       │ │ │                   │       │
+//!    │      │                   ▲                    │ │ │                   │       │ answered
+//!    │      │                   └─── looked up: start ─┼─┼───────────────────┘       ▼
+//!    │      │                                        │ │ │  not sent       ┌────────────────┐
+//!    └──────┼──── look-up not sent ──────────────────┘ │ └───────────────▶ │ writing result │ ──▶ done
+//!           └──── or: anything else ───────────────────┼─────────────────▶ └────────────────┘
 //! ```
 //!
 //! The intent of a start is committed before the start is sent, and its result after the answer. Many
@@ -208,7 +208,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         while let Some((request, order, _)) = self.ready.pop_back() {
             match request {
                 Request::LookUp => {
-                    self.context.enter(Stage::Due, &order);
+                    self.context.enter(Stage::Queued, &order);
                     self.queue.put_back(order);
                 }
                 Request::Start => self.write_result(&order, vec![Transition::Withdrawn]),

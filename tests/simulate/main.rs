@@ -232,7 +232,7 @@ fn report(total: &run::Totals, began_at: Instant) {
     }
     println!("\ntransitions between the stages of a start");
     for ((from, to), count) in trace::transitions() {
-        let from = from.map_or_else(|| "Due".to_owned(), |stage| format!("{stage:?}"));
+        let from = from.map_or_else(|| "Queued".to_owned(), |stage| format!("{stage:?}"));
         println!("  {:<30} {count:>9}", format!("{from} to {to:?}"));
     }
     println!("\n{} passed, 0 failed", total.seeds);

@@ -91,14 +91,14 @@ impl Stages {
     }
 
     pub fn enter(&mut self, stage: Stage, order: &OpenOrder) {
-        use Stage::{Done, Due, InFlight, Ready, WritingIntent, WritingResult};
+        use Stage::{Done, InFlight, Queued, Ready, WritingIntent, WritingResult};
         let seq = order.seq;
         let from = self.stages.insert(seq, stage);
-        let is_dequeued = matches!(from, None | Some(Due | Done | WritingResult));
+        let is_dequeued = matches!(from, None | Some(Queued | Done | WritingResult));
         let is_allowed = match from {
             _ if is_dequeued => matches!(stage, WritingIntent | Ready | WritingResult | Done),
             Some(WritingIntent) => matches!(stage, Ready | Done),
-            Some(Ready) => matches!(stage, InFlight | Due | WritingResult),
+            Some(Ready) => matches!(stage, InFlight | Queued | WritingResult),
             _ => matches!(stage, WritingIntent | WritingResult | Done),
         };
         assert!(is_allowed, "order {seq} goes from {from:?} to {stage:?}");

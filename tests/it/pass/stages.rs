@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use order_service::reconciler::Stage::{
-    self, Done, Due, InFlight, Ready, WritingIntent, WritingResult,
+    self, Done, InFlight, Queued, Ready, WritingIntent, WritingResult,
 };
 use order_service::reconciler::Trace;
 
@@ -123,7 +123,7 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
     harness.forward(1_000);
     pass(&mut reconciler);
     walk(&entered, "a0", &[Ready, InFlight, Done]);
-    walk(&entered, "a1", &[Ready, Due]);
+    walk(&entered, "a1", &[Ready, Queued]);
 
     let drawn = [
         (None, WritingIntent),
@@ -131,7 +131,7 @@ fn every_path_through_the_stages_is_taken_and_no_other() {
         (Some(WritingIntent), Ready),
         (Some(WritingIntent), Done),
         (Some(Ready), InFlight),
-        (Some(Ready), Due),
+        (Some(Ready), Queued),
         (Some(Ready), WritingResult),
         (Some(InFlight), WritingIntent),
         (Some(InFlight), WritingResult),
