@@ -66,9 +66,9 @@ pub fn decide(
         return match (order.phase, order.intent, occasion) {
             // Without an intent there is no start of ours that may have taken effect, so nothing needs to
             // be observed first: the upstream refuses a second process.
-            (Created, None, _) => start(order, policy, now),
+            (Created, None, _) => start_if_allowed(order, policy, now),
             // The observation that put it into the queue has shown that its earlier start had no effect.
-            (Created, Some(_), Occasion::Dequeue) => start(order, policy, now),
+            (Created, Some(_), Occasion::Dequeue) => start_if_allowed(order, policy, now),
             // Its process may be there again meanwhile.
             (Processing { .. }, _, Occasion::Dequeue) => Action::LookUp,
             _ => Action::Wait,
@@ -102,7 +102,7 @@ pub fn decide(
         (_, None, Observed::Absent) if occasion == Occasion::Refusal => {
             Action::Flag(Reason::StartRefused)
         }
-        (Created, _, Observed::Absent) => start(order, policy, now),
+        (Created, _, Observed::Absent) => start_if_allowed(order, policy, now),
 
         (Processing { .. }, None, Observed::Running) => {
             if order.attention.is_some() || order.attempts > 0 || order.is_marked_missing() {
@@ -159,7 +159,7 @@ fn on_outcome(
 
 /// Returns the action for an order without a process: to start it, unless it was started as often as is
 /// allowed, or its backoff lasts.
-fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
+fn start_if_allowed(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
     let discounted = u32::from(order.is_intent_discounted(policy));
     let starts = order.starts.saturating_sub(discounted);
     if starts >= policy.max_starts && !order.restart_requested {
@@ -174,8 +174,8 @@ fn start(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
 /// Returns the action for an order whose process was forgotten, by the policy.
 fn on_process_lost(order: &OpenOrder, policy: &Policy, now: Timestamp) -> Action {
     match policy.lost_process {
-        _ if order.restart_requested => start(order, policy, now),
-        LostProcess::Restart => start(order, policy, now),
+        _ if order.restart_requested => start_if_allowed(order, policy, now),
+        LostProcess::Restart => start_if_allowed(order, policy, now),
         LostProcess::Fail if order.is_observed => Action::Fail,
         LostProcess::Hold | LostProcess::Fail => flag(order, Reason::ProcessLost, now),
     }

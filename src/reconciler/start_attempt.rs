@@ -33,11 +33,11 @@ impl<U: Upstream, C: Clock> Context<U, C> {
                 Ok(observation) => Answer::Observed(observation),
                 Err(failure) => Answer::NotObserved(failure),
             },
-            Request::Start => self.start(candidate, stop).await,
+            Request::Start => self.send_start(candidate, stop).await,
         }
     }
 
-    async fn start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
+    async fn send_start(&self, candidate: &StartCandidate, stop: &Stop) -> Answer {
         let StartCandidate { id, order } = candidate;
         self.upstream.metrics().on_start_sent(order.starts > 0);
         let given_up = async {
