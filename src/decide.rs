@@ -105,7 +105,7 @@ pub fn decide(
         (Created, _, Observed::Absent) => start_if_allowed(order, policy, now),
 
         (Processing { .. }, None, Observed::Running) => {
-            if order.attention.is_some() || order.attempts > 0 || order.is_marked_missing() {
+            if order.attention.is_some() || order.is_repeated() || order.is_marked_missing() {
                 Action::ClearAttention
             } else if policy.lost_process == LostProcess::Fail && !order.is_observed {
                 Action::MarkObserved

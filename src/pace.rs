@@ -25,7 +25,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::availability::{Call, CircuitBreaker, RequestResults, UpstreamState};
+pub use self::availability::{
+    Call, CircuitBreaker, RequestResults, UpstreamState, requested_pause,
+};
 pub use self::backoff::{BACKOFF_MAX, backoff};
 pub use self::incarnations::{Incarnations, is_upstream_restart};
 use self::list_timeout::ListTimeout;

@@ -78,6 +78,11 @@ impl OpenOrder {
         self.next_attempt_at.is_none_or(|at| at <= now)
     }
 
+    /// Returns whether its last request failed, or was throttled with `Retry-After`.
+    pub fn is_repeated(&self) -> bool {
+        self.next_attempt_at.is_some()
+    }
+
     /// Returns the class in which it waits for its start.
     pub fn start_class(&self) -> StartClass {
         match self.phase {

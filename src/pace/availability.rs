@@ -15,12 +15,19 @@ const FAILURES_TO_DOWN: u32 = 3;
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
 
+/// Returns the pause that the upstream asked for, as far as it is obeyed.
+pub fn requested_pause(failure: &Failure) -> Option<Duration> {
+    failure
+        .retry_after
+        .map(|wait| wait.min(REQUESTED_PAUSE_MAX))
+}
+
 /// A request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     /// Set for a start, not for a poll.
     pub is_start: bool,
-    /// Set if it is about an order whose last request failed too.
+    /// Set if it is about an order whose last request failed too, or was throttled with `Retry-After`.
     pub is_repeated: bool,
     /// Moment at which it was sent.
     pub sent_at: Timestamp,
@@ -162,8 +169,9 @@ impl CircuitBreaker {
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        if let Some(wait) = failure.retry_after {
-            self.paused_until = Some(now.after(wait.min(REQUESTED_PAUSE_MAX)));
+        // An order whose requests are always answered so waits alone.
+        if let Some(pause) = requested_pause(failure).filter(|_| !call.is_repeated) {
+            self.paused_until = Some(now.after(pause));
         }
         if !is_start {
             self.are_polls_answered =
@@ -366,6 +374,28 @@ mod tests {
             Timestamp(23),
             &failure(Cause::Timeout)
         ));
+    }
+
+    #[test]
+    fn an_order_whose_requests_are_always_answered_with_retry_after_pauses_no_others() {
+        let now = Timestamp(1_000);
+        for cause in [Cause::TooManyRequests, Cause::ServiceUnavailable] {
+            let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, now);
+            let retry_after = Some(Duration::from_secs(20));
+            let failure = Failure {
+                retry_after,
+                ..failure(cause)
+            };
+            let first = Call::poll(now);
+            let repeated = Call {
+                is_repeated: true,
+                ..first
+            };
+            breaker.on_failed(repeated, now, &failure);
+            assert_eq!(breaker.paused_until(now), None);
+            breaker.on_failed(first, now, &failure);
+            assert_eq!(breaker.paused_until(now), Some(Timestamp(21_000)));
+        }
     }
 
     #[test]

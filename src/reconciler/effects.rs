@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
 use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
-use crate::pace::backoff;
+use crate::pace::{backoff, requested_pause};
 use crate::store::{AttentionUpdate, StartCandidate, Transition};
 use crate::upstream::{Cause, Failure};
 
@@ -59,10 +59,11 @@ pub(super) fn apply(
         Action::Flag(reason) => {
             steps.extend(intent_discounted(decision));
             let observed = observation.map(|observation| &observation.observed);
-            let detail = attention_detail(reason, order.starts, observed, refusal);
-            steps.push(Transition::Flagged(attention(
-                order, id, reason, detail, now,
-            )));
+            steps.push(Transition::Flagged(AttentionUpdate {
+                reason,
+                detail: attention_detail(reason, order.starts, observed, refusal),
+                next_attempt_at: now.after(backoff(id, order.attempts + 1)),
+            }));
         }
         Action::ClearAttention => steps.push(Transition::Cleared),
     }
@@ -102,9 +103,9 @@ pub(super) fn given_up(
     now: Timestamp,
 ) -> Transition {
     let StartCandidate { id, order } = candidate;
-    let (id, detail) = (id.as_str(), failure.detail.clone());
+    let (id, detail) = (id.as_str(), &failure.detail);
     log::debug!("start given up order={id:?} reason={detail:?}");
-    let mut attention = attention(order, id, Reason::UpstreamUnreachable, detail, now);
+    let mut attention = attention(order, id, failure, now);
     let counts_from = now.after(request_timeout);
     attention.next_attempt_at = attention.next_attempt_at.max(counts_from);
     Transition::GivenUp {
@@ -115,30 +116,42 @@ pub(super) fn given_up(
 }
 
 /// Returns the transition after a look-up of an order has failed. There is none if there was no connection, or
-/// too many requests: neither says anything about the order.
+/// too many requests without `Retry-After`: neither says anything about the order.
 pub(super) fn delayed(
     order: &OpenOrder,
     id: &str,
     failure: &Failure,
     now: Timestamp,
 ) -> Option<Transition> {
-    let (reason, detail) = (Reason::UpstreamUnreachable, failure.detail.clone());
-    let attention = attention(order, id, reason, detail, now);
-    let is_about_order = !matches!(failure.cause, Cause::NoConnection | Cause::TooManyRequests);
-    is_about_order.then_some(Transition::Delayed(attention))
+    match failure.cause {
+        Cause::NoConnection => None,
+        Cause::TooManyRequests => postponed(id, failure, now),
+        _ => Some(Transition::Delayed(attention(order, id, failure, now))),
+    }
 }
 
-/// Returns the attention for this order, with the moment of its next attempt by the backoff.
-pub(super) fn attention(
-    order: &OpenOrder,
-    id: &str,
-    reason: Reason,
-    detail: String,
-    now: Timestamp,
-) -> AttentionUpdate {
+/// Returns the transition that postpones an order whose request was throttled, until the pause that the
+/// upstream asked for is over. There is none if it asked for none.
+pub(super) fn postponed(id: &str, failure: &Failure, now: Timestamp) -> Option<Transition> {
+    let pause = requested_pause(failure)?;
+    Some(Transition::Postponed(after_pause(id, pause, now)))
+}
+
+/// Returns the attention for an order whose request failed, with the moment of its next attempt: after the
+/// backoff, and after the pause that the upstream asked for.
+fn attention(order: &OpenOrder, id: &str, failure: &Failure, now: Timestamp) -> AttentionUpdate {
+    let next_attempt_at = now.after(backoff(id, order.attempts + 1));
+    let pause = requested_pause(failure);
+    let after_pause = pause.map(|pause| after_pause(id, pause, now));
     AttentionUpdate {
-        reason,
-        detail,
-        next_attempt_at: now.after(backoff(id, order.attempts + 1)),
+        reason: Reason::UpstreamUnreachable,
+        detail: failure.detail.clone(),
+        next_attempt_at: after_pause.map_or(next_attempt_at, |at| at.max(next_attempt_at)),
     }
+}
+
+/// Returns a moment soon after a pause. Other orders come first, in case requests about this order are always
+/// answered so.
+fn after_pause(id: &str, pause: Duration, now: Timestamp) -> Timestamp {
+    now.after(pause).after(backoff(id, 1))
 }

@@ -121,7 +121,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         (began_at, result): LookUpAnswer,
     ) {
         let index = observations.orders.index_of(seq);
-        let is_repeated = |index| observations.orders.order(index).attempts > 0;
+        let is_repeated = |index| observations.orders.order(index).is_repeated();
         let call = Call {
             is_repeated: index.is_some_and(is_repeated),
             ..Call::poll(began_at)

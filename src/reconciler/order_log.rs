@@ -61,6 +61,12 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
                 reason => format!("needs attention, {}: {}", reason.as_str(), attention.detail),
             }
         }
+        Transition::Postponed(until) => {
+            format!(
+                "was throttled, and is tried again in {}",
+                span(until.since(now))
+            )
+        }
         Transition::Intended { .. }
         | Transition::Counted { .. }
         | Transition::Withdrawn

@@ -60,6 +60,7 @@ impl Report {
                 | Transition::GivenUp { .. }
                 | Transition::ProcessObserved
                 | Transition::Delayed(_)
+                | Transition::Postponed(_)
                 | Transition::Cleared => {}
             }
         }

@@ -193,7 +193,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             let (context, stop) = (self.context.clone(), self.stop.clone());
             let call = Call {
                 is_start: request == Request::Start,
-                is_repeated: order.order.attempts > 0,
+                is_repeated: order.order.is_repeated(),
                 sent_at: self.now(),
             };
             self.requests.for_starts.send(order.order.seq, async move {

@@ -121,6 +121,8 @@ impl<U, C> Context<U, C> {
             }
             Answer::WithoutEffect(failure) => {
                 conclusion.steps.push(Transition::Withdrawn);
+                let step = effects::postponed(candidate.id.as_str(), &failure, now);
+                conclusion.steps.extend(step);
                 conclusion.failure = Some(failure);
             }
             Answer::Ambiguous {

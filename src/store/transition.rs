@@ -68,6 +68,9 @@ pub enum Transition {
     Flagged(AttentionUpdate),
     /// A poll of the order failed; the rest of its state is unchanged.
     Delayed(AttentionUpdate),
+    /// A request about the order was throttled, and is not repeated before this time. It does not count as a
+    /// failed attempt.
+    Postponed(Timestamp),
     /// The process was observed to run: clears the attention.
     Cleared,
 }
@@ -90,6 +93,7 @@ impl Transition {
             | Self::Missed { .. }
             | Self::Flagged(_)
             | Self::Delayed(_)
+            | Self::Postponed(_)
             | Self::Cleared => None,
         }
     }

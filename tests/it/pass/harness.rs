@@ -59,6 +59,8 @@ pub(super) struct InMemory {
     pub(super) list_fault: Rc<Cell<Option<Fault>>>,
     /// Prefix of the ids of orders whose starts are always refused.
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
+    /// Prefix of the ids of orders whose requests are answered with this status and `Retry-After: 20`.
+    pub(super) postponed: Rc<Cell<Option<(&'static str, u16)>>>,
     /// Time that a look-up takes, in milliseconds.
     pub(super) look_up_ms: Rc<Cell<i64>>,
     /// Orders whose look-ups are lost.
@@ -82,6 +84,7 @@ impl InMemory {
             look_up_fault: Rc::new(Cell::new(Fault::Answered)),
             list_fault: Rc::default(),
             refused: Rc::default(),
+            postponed: Rc::default(),
             look_up_ms: Rc::default(),
             lost: Rc::default(),
             lag: Rc::default(),
@@ -147,6 +150,19 @@ impl InMemory {
         assert!(model.start(id, self.clock.now(), longest), "{id}");
     }
 
+    /// Returns the status and the failure of a request about an order that is always postponed.
+    fn postponement(&self, id: &OrderId) -> Option<(u16, Failure)> {
+        let (_, status) = self
+            .postponed
+            .get()
+            .filter(|(prefix, _)| id.as_str().starts_with(prefix))?;
+        let cause = match status {
+            429 => Cause::TooManyRequests,
+            _ => Cause::ServiceUnavailable,
+        };
+        Some((status, pause("later", cause, 20)))
+    }
+
     pub(super) fn take_requests(&self) -> Vec<String> {
         self.requests.take()
     }
@@ -161,9 +177,27 @@ fn failure(detail: &str, certain: bool) -> Failure {
     Failure::new(detail, cause)
 }
 
+/// Returns a failure with `Retry-After`.
+fn pause(detail: &str, cause: Cause, seconds: u64) -> Failure {
+    Failure {
+        retry_after: Some(Duration::from_secs(seconds)),
+        ..Failure::new(detail, cause)
+    }
+}
+
 impl Upstream for InMemory {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         self.request(format!("start {id}"));
+        match self.postponement(id) {
+            Some((429, failure)) => return Err(StartError::Unavailable(failure)),
+            Some((status, failure)) => {
+                return Err(StartError::Ambiguous {
+                    answer_status: Some(status),
+                    failure,
+                });
+            }
+            None => {}
+        }
         let ambiguous = |answer_status| StartError::Ambiguous {
             answer_status,
             failure: failure("no answer", false),
@@ -179,13 +213,9 @@ impl Upstream for InMemory {
             }
             Fault::Lost => return Err(ambiguous(None)),
             Fault::Pause(seconds) => {
-                let failure = Failure {
-                    retry_after: Some(Duration::from_secs(seconds)),
-                    ..failure("answered 503", false)
-                };
                 return Err(StartError::Ambiguous {
                     answer_status: Some(503),
-                    failure,
+                    failure: pause("answered 503", Cause::Unusable, seconds),
                 });
             }
             Fault::Status(400) => {
@@ -234,6 +264,9 @@ impl Upstream for InMemory {
         self.request(format!("look_up {id}"));
         let answered_at = self.clock.now().0 + self.look_up_ms.get();
         self.clock.set(Timestamp(answered_at));
+        if let Some((_, failure)) = self.postponement(id) {
+            return Err(failure);
+        }
         match self.look_up_fault.get() {
             Fault::Answered | Fault::UnknownStatus => {}
             Fault::Status(429) => {
@@ -424,7 +457,7 @@ impl Harness {
         self.clock.set(Timestamp(self.clock.now().0 + milliseconds));
     }
 
-    fn has_settled_all(&self) -> bool {
+    pub(super) fn has_settled_all(&self) -> bool {
         let open = [Status::Created, Status::Processing];
         open.iter().all(|status| self.count(*status) == 0)
     }

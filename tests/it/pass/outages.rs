@@ -28,7 +28,43 @@ fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
     }
     harness.forward(1_000);
     assert!(!pass(&mut reconciler).unreachable);
+    assert_eq!(harness.count(Status::Processing), 1, "the other order");
+    harness.forward(1_000);
+    pass(&mut reconciler);
     assert_eq!(harness.count(Status::Processing), 2);
+}
+
+#[test]
+fn orders_that_are_always_postponed_hold_up_no_other() {
+    for (status, are_started) in [(429, false), (429, true), (503, false), (503, true)] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        if !are_started {
+            harness.upstream.postponed.set(Some(("bad", status)));
+        }
+        for id in ["bad0", "bad1"] {
+            harness.create(id);
+        }
+        pass(&mut reconciler);
+        harness.upstream.postponed.set(Some(("bad", status)));
+        harness.create_many(10);
+        passes(&harness, &mut reconciler, 120);
+        let context = format!("{status}, {are_started}");
+        for n in 0..10 {
+            let status = harness.order(&format!("a{n}")).status;
+            assert!(status.is_settled(), "{context}: a{n} is {status}");
+        }
+        let requests = harness.upstream.take_requests();
+        let asked = requests
+            .iter()
+            .filter(|request| request.ends_with("bad1"))
+            .count();
+        assert!(asked <= 10, "{context}: {asked}");
+        harness.upstream.postponed.set(None);
+        passes(&harness, &mut reconciler, 120);
+        assert!(harness.has_settled_all(), "{context}");
+    }
 }
 
 #[test]

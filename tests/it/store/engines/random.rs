@@ -45,7 +45,7 @@ impl EnginePair<'_> {
     pub(super) fn transition(&mut self) -> Transition {
         let is_observed = self.random.bool();
         let is_counted = self.random.u8(0..4) > 0;
-        match self.random.u8(0..18) {
+        match self.random.u8(0..19) {
             0..=3 => Transition::Intended { previous: None },
             4 => Transition::Intended {
                 previous: Some(self.time()),
@@ -76,6 +76,7 @@ impl EnginePair<'_> {
                 false => Transition::FailedByPolicy,
             },
             16 => Transition::Flagged(self.attention()),
+            17 => Transition::Postponed(self.time()),
             _ => Transition::Delayed(self.attention()),
         }
     }
