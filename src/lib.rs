@@ -46,7 +46,7 @@
 //! - The API never calls the upstream and does not import the simulator, and the reconciler never
 //!   serves orders. They share the database alone, so each can run without the other.
 //! - A pass takes upstream, store and clock from outside, and runs on one thread. The clock only goes
-//!   forward in it; if the system's clock was set, the next pass begins as after a restart.
+//!   forward in it; if the system's clock was set, the next pass begins another run.
 //! - Absence needs a complete answer of the upstream; of a list that breaks off, the entries hold.
 //! - No start is sent before its intent is on disk; one that may have reached the upstream is not repeated
 //!   before the order was observed.

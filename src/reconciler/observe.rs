@@ -104,7 +104,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut changes = undetermined(observations, now);
         let mut report = Report::default();
         let mut steps = Vec::new();
-        let mut to_restart = Vec::new();
+        let mut to_repeat = Vec::new();
         for (index, mut order) in observations.orders.orders().enumerate() {
             let observation = observations.observation(index);
             let is_running = still_runs(&order, observation, &policy, stuck_threshold, began_at);
@@ -125,14 +125,14 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                     order.mark_missing(observation.began_at);
                 }
                 let id = observations.orders.ids().order_id(index);
-                to_restart.push(StartCandidate { id, order });
+                to_repeat.push(StartCandidate { id, order });
             }
             if changes.len() >= CHANGES_PER_TRANSACTION_MAX {
                 report += self.record(std::mem::take(&mut changes), now).await?;
             }
         }
         report += self.record(changes, now).await?;
-        self.queue.update(observations.orders.targets(), to_restart);
+        self.queue.update(observations.orders.targets(), to_repeat);
         Ok((running, report))
     }
 

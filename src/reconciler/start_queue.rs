@@ -57,12 +57,12 @@ impl StartQueue {
 
     /// Replaces the polled orders by those of them that are to be started again. The others keep their
     /// positions.
-    pub fn update(&mut self, polled: &[PollTarget], to_restart: Vec<StartCandidate>) {
+    pub fn update(&mut self, polled: &[PollTarget], to_repeat: Vec<StartCandidate>) {
         let is_kept = |kept: &StartCandidate| {
             let found = polled.binary_search_by_key(&kept.order.seq, |order| order.seq);
             found.is_err()
         };
-        let (forgotten, given_up): (Vec<_>, Vec<_>) = to_restart
+        let (forgotten, given_up): (Vec<_>, Vec<_>) = to_repeat
             .into_iter()
             .partition(|next| next.order.start_class() == StartClass::Forgotten);
         for (queue, added) in [
