@@ -2,11 +2,9 @@
 //!
 //! Results go to standard output, errors to the log. Accounts and pruning have modules of their own.
 
-use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use futures_util::TryStreamExt;
 
 use crate::account::{self, LIST_TIMEOUT};
 use crate::clock::Clock;
@@ -15,13 +13,13 @@ use crate::config::{
     PruneArgs, RestartArgs,
 };
 use crate::explain::Invocation;
-use crate::order::{Order, OrderId, Reason, Status};
+use crate::order::OrderId;
 use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, End, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    self, AttentionFilter, BackupError, Cursor, Filter, OperatorResult, PruneCounts,
-    ReadOnlyDatabase, Resolution, Store, StoreError, TransferError, back_up,
+    self, BackupError, OperatorResult, PruneCounts, ReadOnlyDatabase, Resolution, Store,
+    StoreError, TransferError, back_up,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
 
@@ -36,9 +34,6 @@ const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Error of a prune that a signal has ended.
 const PRUNING_INTERRUPTED: &str = "pruning interrupted; run it again to remove the rest";
-
-/// Number of orders read at once.
-const PAGE: usize = 1_000;
 
 /// `backup`: copies the database while programs run, and prints a summary of the copy.
 pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
@@ -173,22 +168,12 @@ pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
     resolve(&store, ids, Resolution::Restart).await
 }
 
-/// Returns the PROCESSING orders whose process was lost, oldest first.
+/// Returns the orders whose process was lost, oldest first.
 async fn lost(store: &Store) -> Result<Vec<OrderId>, StoreError> {
-    let filter = Filter {
-        statuses: vec![Status::Processing],
-        attention: Some(AttentionFilter::Any),
-    };
-    let is_lost = |order: &Order| {
-        let reason = order.attention.as_ref().map(|attention| attention.reason);
-        matches!(reason, Some(Reason::ProcessLost | Reason::MaxStarts))
-    };
-    let mut lost = Vec::new();
-    let mut pages = pin!(store.pages(filter, Cursor::default(), PAGE));
-    while let Some((orders, _)) = pages.try_next().await? {
-        lost.extend(orders.into_iter().filter(is_lost).map(|order| order.id));
-    }
-    Ok(lost)
+    let open = store.open_orders().await?;
+    let orders = open.orders().enumerate();
+    let lost = orders.filter(|(_, order)| order.is_lost());
+    Ok(lost.map(|(index, _)| open.ids().order_id(index)).collect())
 }
 
 /// `fail`: settles orders as FAILED whose process was forgotten.

@@ -187,8 +187,10 @@ impl OrderDetails {
         let reason = attention.map(|attention| attention.reason);
         let restart = match reason {
             Some(Reason::StartRefused) => "Tries again without waiting for the backoff.",
-            Some(Reason::ProcessLost) => "Starts it again, which repeats the work if it was done.",
             Some(Reason::MaxStarts) => "Starts it once more, whatever the limit.",
+            _ if self.open.is_some_and(|open| open.is_lost()) => {
+                "Starts it again, which repeats the work if it was done."
+            }
             _ => return Vec::new(),
         };
         let command = |name: &str, effect| {

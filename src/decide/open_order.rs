@@ -1,6 +1,6 @@
 //! An open order, as far as decisions depend on it, and an observation of its process.
 
-use super::Policy;
+use super::{LostProcess, Policy};
 use crate::order::{Observed, Reason, Timestamp};
 use crate::pace::StartClass;
 
@@ -110,6 +110,30 @@ impl OpenOrder {
             let status = intent.answer_status;
             let is_answered = status.is_some() && is_in_doubt(status);
             is_answered && is_current && policy.max_starts > 1
+        })
+    }
+
+    /// Returns whether its process was lost, as far as is known, also if a later look-up has failed.
+    pub fn is_lost(&self) -> bool {
+        let is_processing = self.phase != Phase::Created;
+        match self.attention {
+            Some(Reason::ProcessLost | Reason::MaxStarts) => is_processing,
+            Some(Reason::UpstreamUnreachable | Reason::StartRefused) => {
+                self.is_marked_missing() && self.intent.is_none()
+            }
+            Some(Reason::UnknownStatus) | None => false,
+        }
+    }
+
+    /// Returns the reason for which it waits for an operator's decision. A failed request does not change that.
+    pub fn held_for(&self, policy: &Policy) -> Option<Reason> {
+        let is_restarted = policy.lost_process == LostProcess::Restart;
+        self.attention.filter(|reason| match reason {
+            _ if self.restart_requested => false,
+            Reason::MaxStarts => true,
+            // A process that was missing once is looked up again at once.
+            Reason::ProcessLost => self.next_attempt_at.is_some() && !is_restarted,
+            _ => false,
         })
     }
 

@@ -115,13 +115,17 @@ pub(super) fn newly_missing<'a>(decision: &Decision<'a>, policy: &Policy) -> Opt
 }
 
 /// Returns the changes of the orders whose look-up failed or has not been made.
-pub(super) fn undetermined(observations: &Observations, now: Timestamp) -> Vec<OrderChange> {
+pub(super) fn undetermined(
+    observations: &Observations,
+    policy: &Policy,
+    now: Timestamp,
+) -> Vec<OrderChange> {
     let failed = observations.failures.iter().filter_map(|(index, failure)| {
         let (order, id) = (
             observations.orders.order(*index),
             observations.orders.ids().get(*index),
         );
-        let step = effects::delayed(&order, id, failure, now)?;
+        let step = effects::delayed(&order, id, failure, policy, now)?;
         let seq = order.seq;
         Some(OrderChange { seq, step })
     });

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, is_in_doubt};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase, Policy, is_in_doubt};
 use crate::messages::attention_detail;
 use crate::order::{Reason, Timestamp};
 use crate::pace::{backoff, requested_pause};
@@ -121,12 +121,20 @@ pub(super) fn delayed(
     order: &OpenOrder,
     id: &str,
     failure: &Failure,
+    policy: &Policy,
     now: Timestamp,
 ) -> Option<Transition> {
     match failure.cause {
         Cause::NoConnection => None,
         Cause::TooManyRequests => postponed(id, failure, now),
-        _ => Some(Transition::Delayed(attention(order, id, failure, now))),
+        _ => {
+            let mut attention = attention(order, id, failure, now);
+            if let Some(reason) = order.held_for(policy) {
+                let detail = attention_detail(reason, order.starts, None, None);
+                (attention.reason, attention.detail) = (reason, detail);
+            }
+            Some(Transition::Delayed(attention))
+        }
     }
 }
 

@@ -101,7 +101,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let (now, policy) = (self.context.clock.now(), self.context.policy());
         let stuck_threshold = self.pace.stuck_threshold();
         let mut running = 0;
-        let mut changes = undetermined(observations, now);
+        let mut changes = undetermined(observations, &policy, now);
         let mut report = Report::default();
         let mut steps = Vec::new();
         let mut to_repeat = Vec::new();

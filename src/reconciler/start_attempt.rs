@@ -115,7 +115,7 @@ impl<U, C> Context<U, C> {
             }
             Answer::NotObserved(failure) => {
                 let StartCandidate { id, order } = candidate;
-                let step = effects::delayed(order, id.as_str(), &failure, now);
+                let step = effects::delayed(order, id.as_str(), &failure, &self.policy(), now);
                 conclusion.steps.extend(step);
                 conclusion.failure = Some(failure);
             }

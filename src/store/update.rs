@@ -86,6 +86,14 @@ macro_rules! is_open {
     };
 }
 
+/// Condition for orders whose process was lost, as far as is known, and not refused since.
+macro_rules! is_lost {
+    () => {
+        "status = 'PROCESSING' AND (attention IN ('process_lost', 'max_starts') \
+         OR attention = 'upstream_unreachable' AND missed_at IS NOT NULL AND intent_at IS NULL)"
+    };
+}
+
 impl Transition {
     /// Returns the UPDATE that makes this transition.
     pub(super) fn update(&self) -> Update {
@@ -237,12 +245,13 @@ impl Resolution {
         let (set, condition) = match self {
             Self::Restart => (
                 "released_at = :at, attempts = 0, next_attempt_at = NULL",
-                "attention IN ('process_lost', 'max_starts', 'start_refused')",
+                concat!(
+                    "(attention IN ('max_starts', 'start_refused') OR ",
+                    is_lost!(),
+                    ")"
+                ),
             ),
-            Self::Fail => (
-                settled!(),
-                "status = 'PROCESSING' AND attention IN ('process_lost', 'max_starts')",
-            ),
+            Self::Fail => (settled!(), is_lost!()),
         };
         let sql = format!("UPDATE orders SET {set} WHERE id = {id} AND {condition} RETURNING seq");
         sql.replace(":word", "'FAILED'").replace(":at", at)

@@ -22,7 +22,8 @@ use futures_util::TryStreamExt;
 use order_service::order::{Order, OrderId, Outcome, Reason, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
-    AttentionUpdate, Cursor, Filter, Leadership, Loss, OrderChange, Store, StoreError, Transition,
+    AttentionUpdate, Cursor, Filter, Leadership, Loss, OperatorResult, OrderChange, Resolution,
+    Store, StoreError, Transition,
 };
 use rusqlite::Connection;
 
@@ -100,6 +101,7 @@ on_every_engine! {
     a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect,
     the_schema_refuses_impossible_rows,
     a_maximum_of_starts_may_exceed_what_a_row_can_hold,
+    an_operator_may_decide_about_each_order_whose_process_was_lost,
 }
 
 async fn create(store: &Store, id: &str, at: i64) -> i64 {
@@ -357,5 +359,70 @@ async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(new_database: Factor
         assert_eq!(has_work.unwrap(), may_start);
         let found = store.startable(Timestamp(2), max_starts, true, 0, 10).await;
         assert_eq!(found.unwrap().len(), usize::from(may_start));
+    }
+}
+
+async fn an_operator_may_decide_about_each_order_whose_process_was_lost(new_database: Factory) {
+    let database = new_database();
+    let store = &database.store;
+    let update = |reason| AttentionUpdate {
+        reason,
+        detail: String::new(),
+        next_attempt_at: Timestamp(9),
+    };
+    let failed = || Transition::Delayed(update(Reason::UpstreamUnreachable));
+    let flagged = |reason| Transition::Flagged(update(reason));
+    let missed = || Transition::Missed {
+        began_at: Timestamp(3),
+    };
+    let given_up = || Transition::GivenUp {
+        answer_status: None,
+        is_counted: true,
+        attention: update(Reason::UpstreamUnreachable),
+    };
+    let intended = || Transition::Intended { previous: None };
+    let (restart, fail) = (Resolution::Restart, Resolution::Fail);
+    let cases = [
+        ("missed", vec![missed()], true, true),
+        ("held", vec![flagged(Reason::ProcessLost)], true, true),
+        ("worn", vec![flagged(Reason::MaxStarts)], true, true),
+        ("missed, silent", vec![missed(), failed()], true, true),
+        (
+            "missed, refused",
+            vec![missed(), flagged(Reason::StartRefused)],
+            true,
+            false,
+        ),
+        (
+            "missed, odd",
+            vec![missed(), flagged(Reason::UnknownStatus)],
+            false,
+            false,
+        ),
+        (
+            "missed, started",
+            vec![missed(), intended(), given_up()],
+            false,
+            false,
+        ),
+        ("silent", vec![failed()], false, false),
+    ];
+    for (id, steps, may_restart, may_fail) in cases {
+        for (resolution, may) in [(restart, may_restart), (fail, may_fail)] {
+            let name = format!("{id}, {resolution:?}");
+            let seq = create(store, &name, 1).await;
+            record(store, seq, vec![Transition::Adopted], 2).await;
+            record(store, seq, steps.clone(), 4).await;
+            let open = store.open_orders().await.unwrap();
+            let order = open.order(open.index_of(seq).unwrap());
+            assert_eq!(order.is_lost(), may_restart, "{name}: {order:?}");
+            let id = OrderId::new(&*name).unwrap();
+            let resolved = store.resolve(id, resolution, Timestamp(5)).await.unwrap();
+            assert_eq!(
+                matches!(resolved, OperatorResult::Done),
+                may,
+                "{name}: {resolved:?}"
+            );
+        }
     }
 }

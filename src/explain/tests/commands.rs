@@ -35,3 +35,22 @@ fn a_refused_restart_can_be_repeated_and_does_not_let_an_order_fail() {
     let lines: Vec<_> = commands.iter().map(|command| &*command.command).collect();
     assert_eq!(lines, ["order-service restart a1"]);
 }
+
+#[test]
+fn a_lost_process_whose_look_up_fails_leaves_the_decision_to_the_operator() {
+    let mut silent = troubled(processing(), Reason::UpstreamUnreachable, "no answer", 1);
+    let names = |case: &OrderDetails| {
+        let commands = case.commands(&Invocation::elsewhere());
+        commands
+            .into_iter()
+            .map(|command| command.command)
+            .collect::<Vec<_>>()
+    };
+    assert!(names(&silent).is_empty(), "it may run");
+    open(&mut silent).mark_missing(ago(30));
+    open(&mut silent).attention = Some(Reason::UpstreamUnreachable);
+    assert_eq!(
+        names(&silent),
+        ["order-service restart a1", "order-service fail a1"]
+    );
+}

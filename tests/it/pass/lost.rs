@@ -1,5 +1,8 @@
 //! Processes that the upstream has forgotten: held, failed or started again, as the policy says.
 
+use order_service::order::{Attention, ResolvedBy};
+use order_service::store::Resolution;
+
 use super::*;
 
 #[test]
@@ -201,4 +204,34 @@ fn a_forgotten_order_whose_look_up_before_its_start_fails_waits_for_its_backoff(
     passes(&harness, &mut reconciler, 60);
     assert_eq!(harness.upstream.starts_of("a0"), 1);
     assert_eq!(harness.reason("a0"), None);
+}
+
+#[test]
+fn a_held_order_stays_held_while_its_look_ups_fail() {
+    for (policy, max_starts, reason) in [
+        (LostProcess::Hold, 5, Reason::ProcessLost),
+        (LostProcess::Restart, 1, Reason::MaxStarts),
+    ] {
+        let mut harness = forgotten(2, policy);
+        harness.settings.max_starts = max_starts;
+        let mut reconciler = harness.old_reconciler();
+        passes(&harness, &mut reconciler, 3);
+        let held = harness.order("a0").attention.unwrap();
+        assert_eq!((held.reason, held.by), (reason, ResolvedBy::Operator));
+        harness.upstream.lost.borrow_mut().push("a0".to_owned());
+        passes(&harness, &mut reconciler, 120);
+        let attention = harness.order("a0").attention.unwrap();
+        assert!(
+            attention.next_attempt_at > held.next_attempt_at,
+            "it was looked up"
+        );
+        let expected = Attention {
+            next_attempt_at: attention.next_attempt_at,
+            ..held
+        };
+        assert_eq!(attention, expected);
+        harness.resolve("a0", Resolution::Restart);
+        passes(&harness, &mut reconciler, 120);
+        assert_eq!(harness.reason("a0"), Some(Reason::UpstreamUnreachable));
+    }
 }
