@@ -78,9 +78,9 @@ async fn once(
             Err(reason.into())
         }
         is_usable = thread.ended() => match is_usable? {
-            true if stop.requested.is_cancelled() => bail!(ONCE_INTERRUPTED),
-            true => Ok(Exit::Done),
-            false => Ok(Exit::Upstream),
+            Some(true) => Ok(Exit::Done),
+            Some(false) => Ok(Exit::Upstream),
+            None => bail!(ONCE_INTERRUPTED),
         },
     }
 }

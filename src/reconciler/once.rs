@@ -7,13 +7,14 @@ use crate::decide::OpenOrder;
 use crate::process::Stop;
 use crate::upstream::Upstream;
 
-/// Makes passes until every order that is due was tried once. Returns whether the upstream was usable.
+/// Makes passes until every order that is due was tried once. Returns whether the upstream was usable; `None`
+/// if `stop` has left orders untried.
 /// Waits one request timeout where nothing can be concluded before: if an earlier run has left a start
 /// without an outcome, and if a process is absent too soon after its confirmation for that to count.
 pub async fn run_once<U: Upstream, C: Clock>(
     mut reconciler: Reconciler<U, C>,
     stop: &Stop,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<Option<bool>> {
     reconciler.is_once = true;
     let Context {
         store,
@@ -37,10 +38,11 @@ pub async fn run_once<U: Upstream, C: Clock>(
                 "the upstream gave no usable answer reason={:?}",
                 failure.unwrap_or("it asked for a pause")
             );
-            break false;
+            break Some(false);
         }
-        if stop.requested.is_cancelled() {
-            break true;
+        let is_done = !report.has_more && reconciler.has_polled_all();
+        if stop.requested.is_cancelled() && !is_done {
+            break None;
         }
         if report.has_more {
             continue;
@@ -53,7 +55,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             continue;
         }
         if has_waited || !is_absence_early {
-            break true;
+            break Some(true);
         }
         has_waited = true;
         let why = "a process is absent too soon after its confirmation";
@@ -73,6 +75,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             () = stop.requested.cancelled() => {}
             () = self.context.clock.sleep(timeout) => {}
         }
+    }
+
+    /// Returns whether the last poll observed every order that was due.
+    fn has_polled_all(&self) -> bool {
+        self.heartbeat.state.last_observed_at >= self.polled_at
     }
 
     /// Makes the next pass poll everything.

@@ -59,6 +59,8 @@ pub(super) struct StartPipeline<'a, U, C> {
     /// New orders, watched for while nothing is to be dequeued.
     new_orders: &'a mut Option<NewOrders>,
     are_orders_new: bool,
+    /// Set if an order was dequeued and its start was not sent.
+    has_withdrawn: bool,
     /// Moment at which the next pass is due. Nothing is dequeued from then on.
     until: Timestamp,
     queue: &'a mut StartQueue,
@@ -92,6 +94,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             is_once: self.is_once,
             new_orders: &mut self.new_orders,
             are_orders_new: false,
+            has_withdrawn: false,
             until,
             queue: &mut self.queue,
             commits: StartCommits::default(),
@@ -132,9 +135,9 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
-        let has_more = self.poll_answers > 0 || self.are_orders_new || !self.queue.is_empty();
-        let is_stopped = self.stop.requested.is_cancelled();
-        self.report.has_more = has_more && !is_stopped && (self.is_usable || self.may_send());
+        let has_orders = self.are_orders_new || self.has_withdrawn || !self.queue.is_empty();
+        let has_more = self.poll_answers > 0 || has_orders;
+        self.report.has_more = has_more && (self.is_usable || self.may_send());
         self.error.map_or(Ok(self.report), Err)
     }
 
@@ -186,7 +189,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             && let Some((request, order, send_by)) = self.ready.pop_front()
         {
             if self.context.clock.uptime() >= send_by {
-                self.write_result(&order, vec![Transition::Withdrawn]);
+                self.withdraw(&order);
                 continue;
             }
             self.context.enter(Stage::InFlight, &order);
@@ -211,9 +214,14 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     self.context.enter(Stage::Queued, &order);
                     self.queue.put_back(order);
                 }
-                Request::Start => self.write_result(&order, vec![Transition::Withdrawn]),
+                Request::Start => self.withdraw(&order),
             }
         }
+    }
+
+    fn withdraw(&mut self, order: &StartCandidate) {
+        self.has_withdrawn = true;
+        self.write_result(order, vec![Transition::Withdrawn]);
     }
 
     async fn on_answered(&mut self, order: StartCandidate, mut call: Call, answer: Answer) {

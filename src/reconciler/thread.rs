@@ -48,9 +48,9 @@ impl ReconcilerThread {
     }
 }
 
-impl ReconcilerThread<bool> {
-    /// Spawns a thread that tries every order that is due once. Its result is whether the upstream was
-    /// usable. The caller leads.
+impl ReconcilerThread<Option<bool>> {
+    /// Spawns a thread that tries every order that is due once. Its result is that of [`run_once`]. The caller
+    /// leads.
     pub fn once(
         store: Store,
         lead: Leadership,

@@ -113,7 +113,8 @@ impl Orders {
     /// Runs one reconciler until nothing is due. Returns true if the upstream could be used.
     async fn once(&self, upstream: &Scripted) -> bool {
         let reconciler = self.reconciler(upstream).await.reconciler;
-        run_once(reconciler, &Stop::default()).await.unwrap()
+        let is_usable = run_once(reconciler, &Stop::default()).await.unwrap();
+        is_usable.unwrap()
     }
 
     fn order(&self, id: &str) -> Order {

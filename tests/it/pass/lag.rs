@@ -78,7 +78,8 @@ fn a_single_pass_waits_until_an_absence_counts_and_the_next_one_restarts() {
     let (harness, _) = started(3, 1_000);
     let once = || {
         let began = harness.clock.uptime();
-        assert!(block_on(run_once(harness.reconciler(), &Stop::default())).unwrap());
+        let ended = block_on(run_once(harness.reconciler(), &Stop::default()));
+        assert_eq!(ended.unwrap(), Some(true));
         harness.clock.uptime() - began
     };
     harness.forward(60_000);

@@ -1,5 +1,10 @@
 //! The report of a pass, and the heartbeat, each write of which costs a disk flush.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use order_service::reconciler::run_once;
+use order_service::store::{WriteFate, WriteFaults};
+
 use super::*;
 
 fn written_at(harness: &Harness) -> Timestamp {
@@ -142,4 +147,48 @@ fn a_second_start_whose_answer_was_lost_counts_as_a_restart_once_its_process_is_
     let report = pass(&mut reconciler);
     assert_eq!((report.restarted, report.settled), (1, 1), "{report}");
     assert_eq!(harness.order("a0").starts, 2);
+}
+
+/// Requests a stop at a write.
+struct StopAt {
+    stop: Stop,
+    writes_left: AtomicUsize,
+}
+
+impl WriteFaults for StopAt {
+    fn next(&self) -> WriteFate {
+        if self.writes_left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.stop.requested.cancel();
+        }
+        WriteFate::Executed
+    }
+}
+
+#[test]
+fn a_stop_interrupts_a_single_run_only_if_it_leaves_an_order_untried() {
+    for max_in_flight in [1, 8] {
+        for write in 1.. {
+            let stop = Stop::default();
+            let mut harness = Harness::new(100);
+            harness.settings.max_in_flight = max_in_flight;
+            harness.create_many(3);
+            let path = harness.store.address().parse::<DatabaseUrl>().unwrap();
+            let faults = Arc::new(StopAt {
+                stop: stop.clone(),
+                writes_left: write.into(),
+            });
+            harness.store = Store::open(&path, Mode::Synchronous(faults)).unwrap();
+            let ended = block_on(run_once(harness.reconciler(), &stop)).unwrap();
+            let are_started = harness.count(Status::Processing) == 3;
+            assert_eq!(
+                ended,
+                are_started.then_some(true),
+                "{max_in_flight}, {write}"
+            );
+            if !stop.requested.is_cancelled() {
+                assert!(write > 4, "{write}");
+                break;
+            }
+        }
+    }
 }
