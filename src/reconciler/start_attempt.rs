@@ -1,7 +1,8 @@
-//! One attempt to start an order: the requests to the upstream, and the handling of their answers.
+//! One attempt to start an order: what follows when it is dequeued, the requests to the upstream, and the
+//! handling of their answers.
 //!
-//! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what follows from a look-up
-//! and from a refusal; each other answer has one consequence, which `on_answer` chooses.
+//! The stages of an attempt, and their order, are in `start.rs`. `decide` chooses what follows when an order is
+//! dequeued, looked up or refused; each other answer has one consequence, which `on_answer` chooses.
 
 use super::context::Context;
 use super::effects;
