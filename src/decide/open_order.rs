@@ -83,6 +83,13 @@ impl OpenOrder {
         self.next_attempt_at.is_some()
     }
 
+    /// Returns whether two or more look-ups of its process have failed in a row. Perhaps only look-ups of this
+    /// order fail, as where a firewall refuses its id in a query, and a list shows its process.
+    pub fn do_look_ups_fail(&self) -> bool {
+        let is_unreachable = self.attention == Some(Reason::UpstreamUnreachable);
+        is_unreachable && self.intent.is_none() && self.attempts >= 2
+    }
+
     /// Returns the class in which it waits for its start.
     pub fn start_class(&self) -> StartClass {
         match self.phase {

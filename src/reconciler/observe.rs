@@ -34,13 +34,17 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let is_schedule_frequent = self.is_schedule_frequent(began_at);
         let pace = &mut self.pace;
+        let needs_list = |index: &usize| {
+            let order = orders.order(*index);
+            order.is_due(began_at) && order.do_look_ups_fail()
+        };
         let indexes = match pace.plan(orders.targets(), is_schedule_frequent, began_at) {
-            PollPlan::List => {
+            PollPlan::LookUps(indexes) if !indexes.iter().any(needs_list) => indexes,
+            _ => {
                 return self
                     .observe_by_list(orders, others_running, began_at, stop)
                     .await;
             }
-            PollPlan::LookUps(indexes) => indexes,
         };
         let (orders, not_chosen) = self.split(orders, &indexes, began_at);
         let mut observations = Observations::new(orders, others_running + not_chosen);

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use order_service::pace::Durations;
+use order_service::pace::{Durations, UpstreamState};
 
 use super::*;
 
@@ -300,4 +300,25 @@ fn while_nothing_can_be_recorded_polls_are_limited() {
     disk.is_full.store(false, Ordering::Relaxed);
     passes(&harness, &mut reconciler, 62);
     assert_eq!(harness.count(Status::Processing), 0);
+}
+
+#[test]
+fn an_order_whose_look_ups_alone_fail_is_observed_by_a_list() {
+    for orders in [1, 3] {
+        let harness = Harness::new(20);
+        harness.create_many(orders);
+        harness.upstream.lost.borrow_mut().push("a0".to_owned());
+        let mut reconciler = harness.reconciler();
+        let since = harness.clock.now();
+        for _ in 0..60 {
+            pass(&mut reconciler);
+            let state = harness.heartbeat().upstream;
+            assert_eq!(state, UpstreamState::Up { since }, "{orders}");
+            harness.forward(1_000);
+        }
+        assert!(harness.has_settled_all(), "{orders}");
+        let requests = harness.upstream.take_requests();
+        let lists = requests.iter().filter(|request| *request == "list").count();
+        assert!((1..=10).contains(&lists), "{orders}: {lists}");
+    }
 }
