@@ -229,7 +229,7 @@ fn meaning_of(reason: &str) -> String {
     let text = match reason {
         "created" => "It was created.",
         "started" => "Its process was started.",
-        "adopted" => "A process that existed already was taken over.",
+        "adopted" => "A process that existed already was adopted.",
         "restarted" => "Its process was forgotten, and it was started again.",
         "succeeded" => "Its process succeeded.",
         "failed" => "Its process failed.",

@@ -74,7 +74,7 @@ pub fn reduction_cause(cause: ReductionCause<'_>) -> &str {
 pub fn throttling(throttling: Throttling, now: Timestamp) -> Option<String> {
     let clause = |kind, throttled: Throttled| {
         let (count, since) = (throttled.requests, Rfc3339(throttled.since));
-        format!("it refuses {kind}: {count} in a row were answered 429, since {since}")
+        format!("it throttles {kind}: {count} in a row were answered 429, since {since}")
     };
     let starts = throttling
         .starts(now)

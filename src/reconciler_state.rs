@@ -69,8 +69,8 @@ words! {
 
 impl ReconcilerState {
     /// Returns whether the next pass should have been completed by now: the leader is stuck, or there
-    /// is none. A leader that makes progress reports no moment ahead of the clock, because it notices
-    /// within a second that the clock was set back.
+    /// is none. A leader that makes progress reports no moment ahead of the clock for long, because it
+    /// notices within a second, or after its pass, that the clock was set back.
     pub fn is_overdue(&self, now: Timestamp) -> bool {
         let reported_at = self.last_pass_at.max(self.leader_since);
         let is_ahead = reported_at.is_some_and(|at| at > now.after(CLOCK_SKEW_MAX));
@@ -98,7 +98,7 @@ impl ReconcilerState {
                     since: self.next_pass_at.filter(|_| !is_set_back),
                     problem: Some(if is_set_back {
                         "the clock was set back, and the reconciler has completed no pass since; one \
-                         that makes progress does so within seconds"
+                         that makes progress does so within about a minute"
                     } else {
                         "the reconciler was killed, or is stuck: its next pass is more than a minute \
                          late"

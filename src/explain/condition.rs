@@ -43,7 +43,7 @@ impl OrderDetails {
                     format!("Nothing is wrong with the order itself, but {problem}.")
                 }
                 (None, Some(kind)) => format!(
-                    "Nothing is wrong with the order itself, but the upstream refuses {kind} (429)."
+                    "Nothing is wrong with the order itself, but the upstream throttles {kind} (429)."
                 ),
             },
             Some(Attention {
@@ -98,7 +98,7 @@ impl OrderDetails {
             && self.open.is_some_and(may_have_process)
         {
             lines.push(format!(
-                "All processes that were due to be observed were last observed {}.",
+                "The last poll of all processes that were due began {}.",
                 past(at, now)
             ));
         }

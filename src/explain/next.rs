@@ -52,13 +52,16 @@ impl OrderDetails {
                     Some(_) => format!("Its process is looked up{}.", self.poll_time(open, now)),
                 };
                 vec![format!(
-                    "{look_up} If there is one, it is taken over. It is started again only when a \
-                     complete answer has none that was requested at least one --request-timeout after \
-                     that start was given up."
+                    "{look_up} If there is one, it is adopted. It is started again only after a complete \
+                     answer, requested at least one --request-timeout after that start was given up, \
+                     shows no process."
                 )]
             }
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
-                vec!["Nothing happens until an operator decides.".to_owned()]
+                vec![
+                    "Nothing happens until an operator decides or --max-starts is raised."
+                        .to_owned(),
+                ]
             }
             (Phase::Created, None, _) => self.queue_position(open, now),
             (Phase::Processing { .. }, None, Some(Reason::ProcessLost | Reason::MaxStarts)) => {
@@ -96,7 +99,7 @@ impl OrderDetails {
         }
         if learned.throttling.starts(now).is_some() {
             lines.push(
-                "The upstream refuses starts (429). They are tried again slowly, and no time \
+                "The upstream throttles starts (429). They are tried again slowly, and no time \
                  can be given."
                     .to_owned(),
             );

@@ -238,7 +238,7 @@ fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
             given_up_at,
             answer_status,
         });
-        check(&case, &[says, "is started again only when"]);
+        check(&case, &[says, "is started again only after"]);
     }
 }
 
@@ -251,7 +251,7 @@ fn a_start_answered_with_an_error_does_not_contradict_the_polls() {
         answer_status: Some(501),
     });
     let says = [
-        "All processes that were due to be observed were last observed 2.0 s ago",
+        "The last poll of all processes that were due began 2.0 s ago",
         "No start of it has been confirmed for 12 s (since 2026-11-22T09:59:48.000Z): it answered 501.",
         "answered with 501 3.0 s ago",
         "Its process is looked up, in 40 s (2026-11-22T10:00:40.000Z) at the earliest. If",
@@ -493,6 +493,6 @@ fn without_a_reconciler_that_is_the_first_reason() {
         &case,
         "but the clock was set back",
         "the clock was set back, and the reconciler has completed no pass since; one that makes \
-         progress does so within seconds",
+         progress does so within about a minute",
     );
 }

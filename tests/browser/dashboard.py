@@ -193,9 +193,9 @@ STATISTICS = [
         "No order is started until a process has ended: at most 1,600 processes run at once, because the upstream forgets them when it crashes.",
     ),
     (
-        {"upstream.detail": "it refuses starts: 36 in a row were answered 429, since 2026-11-22T09:59:00.000Z", "pace.wait_seconds": None},
-        "The upstream refuses requests",
-        "It has answered for 3 min, but it refuses starts: 36 in a row were answered 429, since 2026-11-22T09:59:00.000Z.",
+        {"upstream.detail": "it throttles starts: 36 in a row were answered 429, since 2026-11-22T09:59:00.000Z", "pace.wait_seconds": None},
+        "The upstream throttles requests",
+        "It has answered for 3 min, but it throttles starts: 36 in a row were answered 429, since 2026-11-22T09:59:00.000Z.",
     ),
     (
         {"upstream.status": "down", "upstream.since": -40, "upstream.detail": "no route to it", "orders.CREATED": 37},

@@ -189,7 +189,7 @@ async fn attention_is_counted_as_in_the_orders() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_answers_every_start_with_429_is_reported_as_refusing_them() {
+async fn an_upstream_that_answers_every_start_with_429_is_reported_as_throttling_them() {
     let (env, api, client) = with_api();
     let store = env.store();
     client.create(&api.url, "a1").await;
@@ -212,7 +212,7 @@ async fn an_upstream_that_answers_every_start_with_429_is_reported_as_refusing_t
             (&json!("up"), &json!("ok"))
         );
         let refuses = format!(
-            "it refuses starts: 36 in a row were answered 429, since {}",
+            "it throttles starts: 36 in a row were answered 429, since {}",
             Rfc3339(Timestamp(first_at))
         );
         let (detail, words, wait) = match is_reported {

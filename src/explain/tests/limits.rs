@@ -76,8 +76,9 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
         case
     };
     let up =
-        ", but it refuses starts: 36 in a row were answered 429, since 2026-11-22T09:59:15.000Z.";
-    let summary = "Nothing is wrong with the order itself, but the upstream refuses starts (429).";
+        ", but it throttles starts: 36 in a row were answered 429, since 2026-11-22T09:59:15.000Z.";
+    let summary =
+        "Nothing is wrong with the order itself, but the upstream throttles starts (429).";
     for (ahead, position) in [(0, "No other order is ahead"), (5, "5 orders are ahead")] {
         let mut case = throttled(created(), "starts");
         case.ahead = ahead;
@@ -89,7 +90,7 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
             "{text}"
         );
     }
-    let polls = "the upstream refuses polls (429)";
+    let polls = "the upstream throttles polls (429)";
     check(&throttled(processing(), "polls"), &[polls]);
     // What the order does not wait for is not about it.
     let case = throttled(processing(), "starts");
