@@ -231,7 +231,7 @@ pub struct AccountArgs {
     pub database: ExistingDatabaseArgs,
     #[command(flatten)]
     pub upstream: UpstreamArgs,
-    /// The reconciler's --lost-process: with hold or fail, orders with lost processes are not clean
+    /// The reconciler's --lost-process: with hold, every order whose process is lost counts as held
     #[arg(
         long,
         env = "LOST_PROCESS",
@@ -250,7 +250,7 @@ pub struct AccountArgs {
 #[command(override_usage = "order-service restart [OPTIONS] <ID>...\n       \
                       order-service restart [OPTIONS] --all-lost")]
 pub struct RestartArgs {
-    /// The orders
+    /// Ids of the orders
     #[arg(value_name = "ID", required_unless_present = "all_lost")]
     pub ids: Vec<OrderId>,
     /// All orders whose process was forgotten, instead of some by id
@@ -263,7 +263,7 @@ pub struct RestartArgs {
 /// `order-service fail`.
 #[derive(Debug, Args)]
 pub struct FailArgs {
-    /// The orders
+    /// Ids of the orders
     #[arg(value_name = "ID", required = true)]
     pub ids: Vec<OrderId>,
     #[command(flatten)]
@@ -348,7 +348,7 @@ pub struct ServiceHealthArgs {
 /// `order-reconciler`.
 #[derive(Debug, Args)]
 pub struct ReconcilerArgs {
-    /// Observe and start until every order that is due was tried once, then exit
+    /// Poll and start each order that is due once, then exit
     #[arg(long)]
     pub once: bool,
     #[command(flatten)]

@@ -66,7 +66,7 @@ impl fmt::Display for Pruning {
             None => Ok(()),
             Some(bytes) => writeln!(
                 f,
-                "  {:<8} {bytes} bytes in the file, for what is to come",
+                "  {:<8} {bytes} bytes in the file, for new orders",
                 "free"
             ),
         }

@@ -55,7 +55,8 @@ pub struct ListenArgs {
     )]
     pub listen: SocketAddr,
     /// Name that requests may have as their Host, besides IP addresses and localhost; may be repeated, or
-    /// separated by commas. Without any, all are allowed, except on loopback and by `dev` [default: none]
+    /// separated by commas. Without any, every Host is accepted; on loopback and by `dev`, only IP addresses
+    /// and localhost [default: none]
     #[arg(
         long = "allowed-host",
         env = "ALLOWED_HOSTS",
@@ -90,7 +91,7 @@ pub struct UpstreamArgs {
 /// The reconciler's settings.
 #[derive(Debug, Args)]
 pub struct ReconcileArgs {
-    /// Schedule of the passes, besides one at once for a new order: cron with seconds, in UTC
+    /// When to poll and start: cron with seconds, UTC; a new order is started at once
     #[arg(
         long,
         env = "RECONCILE_SCHEDULE",
@@ -117,8 +118,8 @@ pub struct ReconcileArgs {
         value_parser = whole(1..=IN_FLIGHT_MAX)
     )]
     pub max_in_flight: usize,
-    /// Timeout of a start or a look-up; for a list the longest silence, with 30 s to 10 min in all. Three
-    /// quarters of it are for a connection. A number with a unit (ms, s, m), from 1ms to 10m
+    /// Timeout of a start or a look-up; for a list the longest silence, with 30 s to 10 min in all.
+    /// Connecting may take three quarters of it. A number with a unit (ms, s, m), from 1ms to 10m
     #[arg(
         long,
         env = "REQUEST_TIMEOUT",
