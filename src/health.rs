@@ -24,7 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// Time within which a reconciler that makes progress notices a step of the clock and writes a heartbeat.
+/// Time within which a reconciler that waits for its next pass notices a step of the clock and writes a
+/// heartbeat. One in a pass does so after it, and is reported as unhealthy until then.
 const STEP_NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Probes the API that listens at `address`, and returns its answer. Fails if it is unhealthy.

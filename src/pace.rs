@@ -254,7 +254,7 @@ impl Pace {
         self.incarnations.on_start_accepted();
     }
 
-    /// Raises a reduced rate by the time that has passed. Returns whether the reduction is over.
+    /// Raises a rate that overload has reduced by the time that has passed. Returns whether a reduction is over.
     pub fn recover(&mut self, now: Timestamp) -> bool {
         let is_over = self.rate.recover(now);
         self.are_polls_limited &= self.rate.is_rate_limited();
