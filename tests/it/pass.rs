@@ -3,6 +3,7 @@
 
 mod clock;
 mod harness;
+mod in_memory;
 mod lag;
 mod lost;
 mod observed;
@@ -26,7 +27,8 @@ use order_service::process::Stop;
 use order_service::reconciler::{Reconciler, Report};
 use order_service::store::{DatabaseUrl, Mode, Store};
 
-use self::harness::{Fault, Harness, InMemory, block_on, pass, passes, unlimited};
+use self::harness::{Harness, block_on, pass, passes, unlimited};
+use self::in_memory::{Fault, InMemory};
 
 #[test]
 fn orders_go_through_all_statuses_and_agree_with_the_model() {
