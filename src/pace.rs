@@ -26,7 +26,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::availability::{
-    Call, CircuitBreaker, RequestResults, UpstreamState, requested_pause,
+    Call, CircuitBreaker, RequestKind, RequestResults, UpstreamState, requested_pause,
 };
 pub use self::backoff::{BACKOFF_MAX, backoff};
 pub use self::incarnations::{Incarnations, is_upstream_restart};
@@ -223,7 +223,13 @@ impl Pace {
             true => 1,
             false => self.max_requests + ahead.min(self.max_requests),
         };
-        starting < most && self.breaker.may_send(now)
+        starting < most && self.may_start(now)
+    }
+
+    /// Returns whether starts may be sent now.
+    pub fn may_start(&self, now: Timestamp) -> bool {
+        let paused_until = self.breaker.kind_paused_until(RequestKind::Start, now);
+        !self.breaker.is_down() && paused_until.is_none()
     }
 
     /// Returns the moment at which the next start may be sent, `now` or later; `None` while the window is
@@ -269,9 +275,9 @@ impl Pace {
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
-        self.throttling.on_answered(call.is_start);
+        self.throttling.on_answered(call.is_start());
         self.rate.on_answered(call);
-        match call.is_start {
+        match call.is_start() {
             true => self.are_starts_in_doubt = false,
             false => self.polling.on_answered(),
         }
@@ -293,7 +299,7 @@ impl Pace {
         let is_overload = is_throttled || failure.cause == Cause::Timeout;
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        if !call.is_start && is_throttled {
+        if !call.is_start() && is_throttled {
             self.polling.on_throttled(now);
             self.are_polls_limited = true;
         }
@@ -301,11 +307,11 @@ impl Pace {
             failure.cause,
             Cause::ServiceUnavailable | Cause::Timeout | Cause::Unusable
         );
-        self.are_starts_in_doubt |= call.is_start && is_doubt;
+        self.are_starts_in_doubt |= call.is_start() && is_doubt;
         match failure.cause {
-            Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start, now),
+            Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start(), now),
             Cause::NoConnection | Cause::Timeout => {}
-            _ => self.throttling.on_answered(call.is_start),
+            _ => self.throttling.on_answered(call.is_start()),
         }
         let is_down = self.breaker.on_failed(call, now, failure);
         (is_reduced, is_down)
@@ -363,7 +369,9 @@ impl Pace {
             true => 1,
             false => self.max_requests.div_ceil(2),
         };
-        look_ups < most && self.may_send(now, requests) && !self.polling.is_throttled(now)
+        let paused_until = self.breaker.kind_paused_until(RequestKind::LookUp, now);
+        let is_paused = paused_until.is_some() || self.polling.is_throttled(now);
+        look_ups < most && self.may_send(now, requests) && !is_paused
     }
 
     /// Returns whether the budget allows a poll now.
@@ -375,11 +383,8 @@ impl Pace {
     /// many, and while the upstream is down.
     pub fn order_due_at(&self, now: Timestamp) -> Option<Timestamp> {
         let due_at = self.polling.due_at().filter(|_| !self.breaker.is_down())?;
-        let may_poll_at = self
-            .breaker
-            .paused_until(now)
-            .max(Some(self.polling.next_at()));
-        may_poll_at.max(Some(due_at))
+        let paused_until = self.breaker.kind_paused_until(RequestKind::LookUp, now);
+        paused_until.max(Some(due_at.max(self.polling.next_at())))
     }
 
     /// Plans a poll. `targets` are in the order of `seq`. `is_schedule_frequent` says that each of a few

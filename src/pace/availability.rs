@@ -22,11 +22,22 @@ pub fn requested_pause(failure: &Failure) -> Option<Duration> {
         .map(|wait| wait.min(REQUESTED_PAUSE_MAX))
 }
 
+/// Kinds of requests, of which the upstream may throttle each alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// Starts.
+    Start,
+    /// Look-ups.
+    LookUp,
+    /// Lists.
+    List,
+}
+
 /// A request to the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
-    /// Set for a start, not for a poll.
-    pub is_start: bool,
+    /// Its kind.
+    pub kind: RequestKind,
     /// Set if it is about an order whose last request failed too, or was throttled with `Retry-After`.
     pub is_repeated: bool,
     /// Moment at which it was sent.
@@ -34,13 +45,18 @@ pub struct Call {
 }
 
 impl Call {
-    /// Creates a poll that was sent at this moment.
+    /// Creates a look-up that was sent at this moment.
     pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
-            is_start: false,
+            kind: RequestKind::LookUp,
             is_repeated: false,
             sent_at,
         }
+    }
+
+    /// Returns whether it is a start, not a poll.
+    pub fn is_start(self) -> bool {
+        self.kind == RequestKind::Start
     }
 }
 
@@ -88,6 +104,8 @@ pub struct CircuitBreaker {
     counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     paused_until: Option<Timestamp>,
+    /// End of the pause that the upstream has asked for in its last answer to each [`RequestKind`].
+    kinds_paused_until: [Option<Timestamp>; 3],
     results: RequestResults,
     last_failure: Option<String>,
 }
@@ -113,6 +131,7 @@ impl CircuitBreaker {
             first_failure_at: None,
             counted_at: None,
             paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
+            kinds_paused_until: [None; 3],
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -143,6 +162,14 @@ impl CircuitBreaker {
         self.paused_until.filter(|at| *at > now)
     }
 
+    /// Returns the end of the pause that the upstream has asked for of requests of this kind, if it lies ahead.
+    pub fn kind_paused_until(&self, kind: RequestKind, now: Timestamp) -> Option<Timestamp> {
+        let paused_until = self
+            .paused_until
+            .max(self.kinds_paused_until[kind as usize]);
+        paused_until.filter(|at| *at > now)
+    }
+
     /// Returns whether requests may be sent at `now`.
     pub fn may_send(&self, now: Timestamp) -> bool {
         !self.is_down() && self.paused_until(now).is_none()
@@ -151,7 +178,8 @@ impl CircuitBreaker {
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
-        self.are_starts_failing &= !call.is_start;
+        self.are_starts_failing &= !call.is_start();
+        self.kinds_paused_until[call.kind as usize] = None;
         self.results.has_answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
@@ -165,13 +193,18 @@ impl CircuitBreaker {
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
     /// it was not before, or was down already when an earlier run ended.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
-        let is_start = call.is_start;
+        let is_start = call.is_start();
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        // An order whose requests are always answered so waits alone.
-        if let Some(pause) = requested_pause(failure).filter(|_| !call.is_repeated) {
-            self.paused_until = Some(now.after(pause));
+        // An order whose requests are always answered so waits alone, and so does a kind of requests.
+        if !call.is_repeated {
+            let pause = requested_pause(failure).map(|pause| now.after(pause));
+            let of_kind = &mut self.kinds_paused_until[call.kind as usize];
+            let is_first = std::mem::replace(of_kind, pause).is_none();
+            if pause.is_some() && (is_first || self.is_down()) {
+                self.paused_until = pause;
+            }
         }
         if !is_start {
             self.are_polls_answered =
@@ -242,7 +275,7 @@ mod tests {
 
     fn start(sent_at: Timestamp) -> Call {
         Call {
-            is_start: true,
+            kind: RequestKind::Start,
             ..Call::poll(sent_at)
         }
     }
@@ -377,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_whose_requests_are_always_answered_with_retry_after_pauses_no_others() {
+    fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_no_other() {
         let now = Timestamp(1_000);
         for cause in [Cause::TooManyRequests, Cause::ServiceUnavailable] {
             let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, now);
@@ -394,7 +427,21 @@ mod tests {
             breaker.on_failed(repeated, now, &failure);
             assert_eq!(breaker.paused_until(now), None);
             breaker.on_failed(first, now, &failure);
-            assert_eq!(breaker.paused_until(now), Some(Timestamp(21_000)));
+            let later = Timestamp(21_000);
+            assert_eq!(breaker.paused_until(now), Some(later));
+            let paused = |breaker: &CircuitBreaker, kind| breaker.kind_paused_until(kind, later);
+            breaker.on_failed(first, later, &failure);
+            assert_eq!(paused(&breaker, RequestKind::Start), None);
+            assert_eq!(
+                paused(&breaker, RequestKind::LookUp),
+                Some(Timestamp(41_000))
+            );
+            breaker.on_answered(start(later), later);
+            breaker.on_failed(first, later, &failure);
+            assert_eq!(breaker.paused_until(later), None, "of another kind");
+            breaker.on_answered(first, later);
+            breaker.on_failed(first, later, &failure);
+            assert_eq!(breaker.paused_until(later), Some(Timestamp(41_000)));
         }
     }
 

@@ -163,7 +163,7 @@ struct Tolerance {
 
 impl Tolerance {
     fn of(&mut self, call: Call) -> &mut f64 {
-        match call.is_start {
+        match call.is_start() {
             true => &mut self.starts,
             false => &mut self.polls,
         }

@@ -9,7 +9,7 @@ fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
 /// Creates a start that was sent at this moment.
 fn start(sent_at: Timestamp) -> Call {
     Call {
-        is_start: true,
+        kind: RequestKind::Start,
         is_repeated: false,
         sent_at,
     }

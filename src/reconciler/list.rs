@@ -12,7 +12,7 @@ use super::observations::{ListReader, Observations};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::Call;
+use crate::pace::{Call, RequestKind};
 use crate::process::Stop;
 use crate::store::OpenOrders;
 use crate::upstream::{Entry, Upstream};
@@ -39,7 +39,8 @@ async fn read<U: Upstream, C: Clock>(
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Requests a list and processes it, if it comes in [`ANSWER_WAIT`]. A longer list is read while starts
-    /// are sent. While an earlier one is read, looks up some orders instead.
+    /// are sent. While an earlier one is read, or the upstream asks for a pause of lists, looks up some orders
+    /// instead.
     pub(super) async fn observe_by_list(
         &mut self,
         orders: OpenOrders,
@@ -47,7 +48,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         began_at: Timestamp,
         stop: &Stop,
     ) -> anyhow::Result<Report> {
-        if !self.requests.lists.is_empty() {
+        let breaker = self.pace.breaker();
+        let paused_until = breaker.kind_paused_until(RequestKind::List, began_at);
+        if !self.requests.lists.is_empty() || paused_until.is_some() {
             let mut observations = Observations::new(orders, others_running);
             self.look_up_instead(&mut observations, stop).await;
             return self
@@ -93,7 +96,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let ListAnswer {
             began_at, result, ..
         } = answer;
-        self.on_result(Call::poll(began_at), result.as_ref().err());
+        let call = Call {
+            kind: RequestKind::List,
+            ..Call::poll(began_at)
+        };
+        self.on_result(call, result.as_ref().err());
         let entries = result.as_ref().ok().copied();
         self.pace.on_list_ended(entries, now.since(began_at));
         let mut observations = Observations::new(answer.orders, others_running);

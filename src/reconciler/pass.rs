@@ -153,7 +153,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         let results = self.pace.take_results();
         let is_unanswered = results.has_failure && !results.has_answer;
-        report.unreachable = is_paused || is_unanswered || self.pace.breaker().is_down();
+        report.unreachable |= is_paused || is_unanswered || self.pace.breaker().is_down();
         Ok(report)
     }
 }

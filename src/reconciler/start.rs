@@ -38,7 +38,7 @@ use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::Occasion;
 use crate::order::Timestamp;
-use crate::pace::{Call, Pace};
+use crate::pace::{Call, Pace, RequestKind};
 use crate::process::Stop;
 use crate::store::{NewOrders, StartCandidate, Transition};
 use crate::upstream::Upstream;
@@ -137,7 +137,11 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
         let has_orders = self.are_orders_new || self.has_withdrawn || !self.queue.is_empty();
         let has_more = self.poll_answers > 0 || has_orders;
-        self.report.has_more = has_more && (self.is_usable || self.may_send());
+        let breaker = self.pace.breaker();
+        let paused_until = breaker.kind_paused_until(RequestKind::Start, self.now());
+        let may_go_on = paused_until.is_none() && (self.is_usable || self.may_send());
+        self.report.has_more = has_more && may_go_on;
+        self.report.unreachable = has_more && paused_until.is_some();
         self.error.map_or(Ok(self.report), Err)
     }
 
@@ -195,7 +199,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.context.enter(Stage::InFlight, &order);
             let (context, stop) = (self.context.clone(), self.stop.clone());
             let call = Call {
-                is_start: request == Request::Start,
+                kind: match request {
+                    Request::Start => RequestKind::Start,
+                    Request::LookUp => RequestKind::LookUp,
+                },
                 is_repeated: order.order.is_repeated(),
                 sent_at: self.now(),
             };
@@ -228,7 +235,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         let now = self.now();
         match &answer {
             Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
-            Answer::Refused { observation, .. } => call.is_start = observation.is_ok(),
+            Answer::Refused {
+                observation: Err(_),
+                ..
+            } => call.kind = RequestKind::LookUp,
             _ => {}
         }
         let conclusion = self.context.on_answer(&order, answer, now);
@@ -300,7 +310,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     }
 
     fn may_send(&self) -> bool {
-        self.pace.breaker().may_send(self.now()) && !self.stop.requested.is_cancelled()
+        self.pace.may_start(self.now()) && !self.stop.requested.is_cancelled()
     }
 
     fn now(&self) -> Timestamp {

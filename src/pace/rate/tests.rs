@@ -1,6 +1,7 @@
 //! The start rate: the intervals between starts, and how it rises, is reduced and returns.
 
 use super::*;
+use crate::pace::RequestKind;
 use crate::upstream::Cause;
 
 fn overload() -> Failure {
@@ -44,7 +45,7 @@ fn rare_overload_reduces_the_rate_no_more_than_at_another_rate() {
     let mut rate = StartRate::new(0.0, now);
     let poll = Call::poll(later);
     let start = Call {
-        is_start: true,
+        kind: RequestKind::Start,
         ..poll
     };
     for _ in 0..100 {

@@ -173,6 +173,10 @@ fn pause(detail: &str, cause: Cause, seconds: u64) -> Failure {
     }
 }
 
+fn throttled(seconds: u64) -> Failure {
+    pause("answered 429", Cause::TooManyRequests, seconds)
+}
+
 impl Upstream for InMemory {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         self.request(format!("start {id}"));
@@ -260,6 +264,7 @@ impl Upstream for InMemory {
             Fault::Status(429) => {
                 return Err(Failure::new("answered 429", Cause::TooManyRequests));
             }
+            Fault::Pause(seconds) => return Err(throttled(seconds)),
             fault => return Err(failure("no answer", fault == Fault::Refused)),
         }
         if self.lost.borrow().iter().any(|lost| lost == id.as_str()) {
@@ -280,6 +285,9 @@ impl Upstream for InMemory {
         let mut processes = self.model.borrow().list(self.read_at(), draw);
         processes.retain(|(id, _)| self.has_begun(id));
         let fault = self.list_fault.get().unwrap_or(self.look_up_fault.get());
+        if let Fault::Pause(seconds) = fault {
+            return Err(throttled(seconds));
+        }
         let again = |other: Option<&'static str>| {
             let entries = processes.iter();
             let again = entries.map(|(id, status)| (id.clone(), other.unwrap_or(status)));

@@ -68,6 +68,38 @@ fn orders_that_are_always_postponed_hold_up_no_other() {
 }
 
 #[test]
+fn polls_that_are_always_postponed_hold_up_no_starts_and_lists_no_look_ups() {
+    for (look_up_fault, list_fault) in [
+        (Fault::Pause(20), Fault::Pause(20)),
+        (Fault::Pause(20), Fault::Answered),
+        (Fault::Answered, Fault::Pause(20)),
+    ] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        harness.upstream.look_up_fault.set(look_up_fault);
+        harness.upstream.list_fault.set(Some(list_fault));
+        let mut reconciler = harness.reconciler();
+        for n in 0..100 {
+            harness.create(&format!("a{n}"));
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        let context = format!("{look_up_fault:?}, {list_fault:?}");
+        assert_eq!(harness.count(Status::Created), 0, "{context}");
+        if look_up_fault != list_fault {
+            passes(&harness, &mut reconciler, 60);
+            assert!(harness.has_settled_all(), "{context}");
+        }
+        let requests = harness.upstream.take_requests();
+        let lists = requests.iter().filter(|request| *request == "list").count();
+        assert!(
+            list_fault == Fault::Answered || lists <= 8,
+            "{context}: {lists}"
+        );
+    }
+}
+
+#[test]
 fn an_upstream_that_is_down_is_not_probed_more_often_because_of_new_orders() {
     let harness = Harness::new(100);
     harness.create("a1");
