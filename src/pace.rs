@@ -115,7 +115,8 @@ pub struct Pace {
     list_timeout: ListTimeout,
     /// Number of processes that are known to run.
     running: u64,
-    /// Set if the last start had no usable answer, and may have taken effect.
+    /// Set if starts may not be answered: the last one may have taken effect without a usable answer, was
+    /// denied, or was answered with `Retry-After`.
     are_starts_in_doubt: bool,
     /// Set if the rate limit of the upstream counts polls too.
     are_polls_limited: bool,
@@ -296,18 +297,20 @@ impl Pace {
             failure.cause,
             Cause::TooManyRequests | Cause::ServiceUnavailable
         );
-        let is_overload = is_throttled || failure.cause == Cause::Timeout;
+        let concerns_order = self.breaker.concerns_order(call, failure);
+        let is_overload = !concerns_order && (is_throttled || failure.cause == Cause::Timeout);
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        if !call.is_start() && is_throttled {
+        if !call.is_start() && is_throttled && !concerns_order {
             self.polling.on_throttled(now);
             self.are_polls_limited = true;
         }
         let is_doubt = matches!(
             failure.cause,
-            Cause::ServiceUnavailable | Cause::Timeout | Cause::Unusable
+            Cause::ServiceUnavailable | Cause::Timeout | Cause::AccessDenied | Cause::Unusable
         );
-        self.are_starts_in_doubt |= call.is_start() && is_doubt;
+        let is_pause = failure.retry_after.is_some() && !concerns_order;
+        self.are_starts_in_doubt |= call.is_start() && (is_doubt || is_pause);
         match failure.cause {
             Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start(), now),
             Cause::NoConnection | Cause::Timeout => {}
@@ -362,12 +365,12 @@ impl Pace {
     }
 
     /// Returns whether one more look-up of a poll may be sent now, beside `requests` in flight, `look_ups` of
-    /// them for polls. Half of the slots are left to starts, however long look-ups take;
+    /// them for polls. A quarter of the slots is left to starts, however long look-ups take;
     /// for one slot see [`Self::on_late_look_up`].
     pub fn may_poll(&self, now: Timestamp, look_ups: usize, requests: usize) -> bool {
         let most = match self.are_polls_limited {
             true => 1,
-            false => self.max_requests.div_ceil(2),
+            false => (self.max_requests * 3 / 4).max(1),
         };
         let paused_until = self.breaker.kind_paused_until(RequestKind::LookUp, now);
         let is_paused = paused_until.is_some() || self.polling.is_throttled(now);

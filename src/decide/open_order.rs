@@ -22,7 +22,7 @@ pub struct OpenOrder {
     pub restart_requested: bool,
     /// Number of failed attempts in a row.
     pub attempts: u32,
-    /// End of its backoff.
+    /// End of its backoff, or of the pause that the last answer has asked for.
     pub next_attempt_at: Option<Timestamp>,
     /// Reason why it needs attention.
     pub attention: Option<Reason>,
@@ -94,7 +94,7 @@ impl OpenOrder {
     pub fn start_class(&self) -> StartClass {
         match self.phase {
             Phase::Processing { .. } => StartClass::Forgotten,
-            Phase::Created if self.attempts == 0 && self.intent.is_none() => StartClass::New,
+            Phase::Created if !self.is_repeated() && self.intent.is_none() => StartClass::New,
             Phase::Created => StartClass::Retry,
         }
     }
@@ -139,7 +139,7 @@ impl OpenOrder {
             _ if self.restart_requested => false,
             Reason::MaxStarts => true,
             // A process that was missing once is looked up again at once.
-            Reason::ProcessLost => self.next_attempt_at.is_some() && !is_restarted,
+            Reason::ProcessLost => self.attempts > 0 && !is_restarted,
             _ => false,
         })
     }
@@ -175,7 +175,7 @@ mod tests {
         let new = order(Phase::Created, None);
         assert_eq!(new.start_class(), StartClass::New);
         let mut refused = new;
-        refused.attempts = 1;
+        refused.next_attempt_at = Some(NOW);
         assert_eq!(refused.start_class(), StartClass::Retry);
         let unanswered = order(Phase::Created, intent(Some(0), None));
         assert_eq!(unanswered.start_class(), StartClass::Retry);

@@ -1,7 +1,8 @@
 //! The availability of the upstream: a circuit breaker that is fed with the result of each request.
 //!
-//! An upstream that is down gets probes alone (`reconciler/probe.rs`), and one that has asked for a pause
-//! (`Retry-After`) gets no request.
+//! An upstream that is down gets probes alone (`reconciler/probe.rs`). `Retry-After` pauses all requests, but
+//! those of one kind if it comes again before one of the kind is answered, and those about one order if others
+//! are answered.
 
 use std::time::Duration;
 
@@ -104,7 +105,8 @@ pub struct CircuitBreaker {
     counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     paused_until: Option<Timestamp>,
-    /// End of the pause that the upstream has asked for in its last answer to each [`RequestKind`].
+    /// End of the last pause that the upstream has asked for in an answer to each [`RequestKind`]; `None` if
+    /// one had a usable answer since.
     kinds_paused_until: [Option<Timestamp>; 3],
     results: RequestResults,
     last_failure: Option<String>,
@@ -190,6 +192,14 @@ impl CircuitBreaker {
         true
     }
 
+    /// Returns whether an answer with `Retry-After` concerns its order alone, because others are answered: its
+    /// last request was answered so or failed, and a request of the kind had a usable answer since one was
+    /// answered so.
+    pub fn concerns_order(&self, call: Call, failure: &Failure) -> bool {
+        let is_kind_answered = self.kinds_paused_until[call.kind as usize].is_none();
+        failure.retry_after.is_some() && call.is_repeated && is_kind_answered
+    }
+
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
     /// it was not before, or was down already when an earlier run ended.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
@@ -197,13 +207,15 @@ impl CircuitBreaker {
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        // An order whose requests are always answered so waits alone, and so does a kind of requests.
-        if !call.is_repeated {
-            let pause = requested_pause(failure).map(|pause| now.after(pause));
+        if let Some(pause) = requested_pause(failure) {
+            let paused_until = now.after(pause);
+            let concerns_order = self.concerns_order(call, failure);
             let of_kind = &mut self.kinds_paused_until[call.kind as usize];
-            let is_first = std::mem::replace(of_kind, pause).is_none();
-            if pause.is_some() && (is_first || self.is_down()) {
-                self.paused_until = pause;
+            // A kind of requests that is always answered so waits alone.
+            let is_first = of_kind.is_none();
+            *of_kind = Some(if concerns_order { now } else { paused_until });
+            if is_first && !concerns_order || self.is_down() {
+                self.paused_until = Some(paused_until);
             }
         }
         if !is_start {
@@ -424,10 +436,18 @@ mod tests {
                 is_repeated: true,
                 ..first
             };
+            let later = Timestamp(21_000);
+            breaker.on_failed(repeated, now, &failure);
+            assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
+            // Nothing shows that another order would be answered.
             breaker.on_failed(repeated, now, &failure);
             assert_eq!(breaker.paused_until(now), None);
+            assert_eq!(
+                breaker.kind_paused_until(RequestKind::LookUp, now),
+                Some(later)
+            );
+            breaker.on_answered(first, now);
             breaker.on_failed(first, now, &failure);
-            let later = Timestamp(21_000);
             assert_eq!(breaker.paused_until(now), Some(later));
             let paused = |breaker: &CircuitBreaker, kind| breaker.kind_paused_until(kind, later);
             breaker.on_failed(first, later, &failure);

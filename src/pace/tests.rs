@@ -48,7 +48,7 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 #[test]
 fn polls_leave_half_of_the_requests_to_starts() {
     let now = Timestamp(1_000);
-    for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 4)] {
+    for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 6)] {
         let learned = LearnedLimits::default();
         let limiter = Pace::new(0.0, max_requests, learned, UpstreamState::Unknown, now);
         let polls = (0..max_requests).take_while(|polls| limiter.may_poll(now, *polls, *polls));
@@ -81,8 +81,8 @@ fn while_starts_are_in_doubt_one_order_at_a_time_tries() {
         (Cause::ServiceUnavailable, true),
         (Cause::Timeout, true),
         (Cause::Unusable, true),
+        (Cause::AccessDenied, true),
         (Cause::TooManyRequests, false),
-        (Cause::AccessDenied, false),
     ] {
         limiter.on_failed(start(now), now, &Failure::new("it failed", cause));
         limiter.on_answered(Call::poll(now), now);

@@ -53,7 +53,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         }
         // Those that fail again and again, or have no answer, come last, but not each time.
         if from.is_multiple_of(2) {
-            waiting.sort_by_key(|&index| observations.orders.order(index).attempts);
+            waiting.sort_by_key(|&index| {
+                let order = observations.orders.order(index);
+                (order.is_repeated(), order.attempts)
+            });
         }
         let mut waiting = waiting.into_iter();
         let mut sent = HashSet::new();

@@ -20,6 +20,8 @@ pub(super) struct StartQueue {
     forgotten: VecDeque<StartCandidate>,
     /// Orders without a failed attempt. A start that was not sent, or was answered 429, does not count as one.
     new: ReadAhead,
+    /// Orders read among these whose last start was answered with `Retry-After`.
+    postponed: VecDeque<StartCandidate>,
     /// Orders whose start was given up, and had no effect.
     given_up: VecDeque<StartCandidate>,
     /// Orders whose earlier start was refused.
@@ -47,6 +49,7 @@ impl StartQueue {
 
     /// Begins a pass: new orders are read afresh, unless there is no work.
     pub fn begin_pass(&mut self, has_work: bool) {
+        self.postponed.clear();
         for queue in [&mut self.new, &mut self.refused] {
             *queue = ReadAhead {
                 is_all_read: !has_work,
@@ -85,7 +88,14 @@ impl StartQueue {
         for (queue, has_failed) in [(&mut self.new, false), (&mut self.refused, true)] {
             let read = |after| store.startable(now, max_starts, has_failed, after, READ_AHEAD);
             let filled = queue.fill(read).await;
-            filled.context("reading the orders that are due failed")?;
+            let is_read = filled.context("reading the orders that are due failed")?;
+            if is_read && !has_failed {
+                let postponed;
+                (postponed, queue.orders) = std::mem::take(&mut queue.orders)
+                    .into_iter()
+                    .partition(|next| next.order.is_repeated());
+                self.postponed.extend::<VecDeque<_>>(postponed);
+            }
         }
         Ok(())
     }
@@ -96,20 +106,23 @@ impl StartQueue {
         let class = round_robin.next(|class| match class {
             StartClass::Forgotten => !self.forgotten.is_empty(),
             StartClass::New => !self.new.orders.is_empty(),
-            StartClass::Retry => !self.given_up.is_empty() || !self.refused.orders.is_empty(),
+            StartClass::Retry => self.next_retry().is_some(),
         })?;
         self.round_robin = round_robin;
         match class {
             StartClass::Forgotten => self.forgotten.pop_front(),
             StartClass::New => self.new.orders.pop_front(),
             StartClass::Retry => {
-                let seq = |orders: &VecDeque<StartCandidate>| {
-                    orders.front().map_or(i64::MAX, |next| next.order.seq)
-                };
-                match seq(&self.given_up) < seq(&self.refused.orders) {
-                    true => self.given_up.pop_front(),
-                    false => self.refused.orders.pop_front(),
-                }
+                let seq = self.next_retry()?;
+                let is_next = |next: &mut StartCandidate| next.order.seq == seq;
+                let queues = [
+                    &mut self.postponed,
+                    &mut self.given_up,
+                    &mut self.refused.orders,
+                ];
+                queues
+                    .into_iter()
+                    .find_map(|queue| queue.pop_front_if(is_next))
             }
         }
     }
@@ -119,25 +132,31 @@ impl StartQueue {
         self.forgotten.push_front(forgotten);
     }
 
+    /// Returns the sequence number of the next order whose last start failed or was postponed.
+    fn next_retry(&self) -> Option<i64> {
+        let queues = [&self.postponed, &self.given_up, &self.refused.orders];
+        let next = queues.into_iter().filter_map(|queue| queue.front());
+        next.map(|next| next.order.seq).min()
+    }
+
     /// Returns whether there is no order.
     pub fn is_empty(&self) -> bool {
-        self.forgotten.is_empty()
-            && self.new.orders.is_empty()
-            && self.given_up.is_empty()
-            && self.refused.orders.is_empty()
+        self.forgotten.is_empty() && self.new.orders.is_empty() && self.next_retry().is_none()
     }
 }
 
 impl ReadAhead {
-    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<(), StoreError>
+    /// Reads more orders if there is none. Returns whether it has read.
+    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<bool, StoreError>
     where
         F: Future<Output = Result<Vec<StartCandidate>, StoreError>>,
     {
-        if self.orders.is_empty() && !self.is_all_read {
+        let is_due = self.orders.is_empty() && !self.is_all_read;
+        if is_due {
             self.orders = read(self.after).await?.into();
             self.is_all_read = self.orders.len() < READ_AHEAD;
             self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
         }
-        Ok(())
+        Ok(is_due)
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn waits_for_start(class: StartClass) -> &'static str {
     match class {
         StartClass::Forgotten => {
             "attention IS NOT NULL AND status || '' = 'PROCESSING' AND (released_at IS NOT NULL \
-             OR attention = 'process_lost' AND next_attempt_at IS NULL)"
+             OR attention = 'process_lost' AND attempts = 0)"
         }
         StartClass::New => "status = 'CREATED' AND intent_at IS NULL AND attempts = 0",
         StartClass::Retry => {

@@ -139,12 +139,12 @@ pub(super) trait Database {
 /// SQL expression over an order's columns: true if the order needs an operator. Refused starts, unknown
 /// statuses and unusable answers are followed by another attempt, but after five in a row they do not go
 /// away; a restart requested by an operator begins the count anew. A lost process that was only missed has
-/// no next attempt yet; an order that waits for an operator has one. A requested restart proceeds by itself.
+/// no attempts; an order that waits for an operator has. A requested restart proceeds by itself.
 macro_rules! needs_operator {
     () => {
         "CASE attention \
          WHEN 'max_starts' THEN released_at IS NULL \
-         WHEN 'process_lost' THEN released_at IS NULL AND next_attempt_at IS NOT NULL \
+         WHEN 'process_lost' THEN released_at IS NULL AND attempts > 0 \
          AND (SELECT policy FROM heartbeat WHERE heartbeat.id = 1) IS DISTINCT FROM 'restart' \
          ELSE attempts >= 5 END"
     };

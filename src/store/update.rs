@@ -135,7 +135,8 @@ impl Transition {
                 => "status = 'PROCESSING'"
             ),
             Self::Flagged(_) => update!(
-                "process_seen = process_seen OR :word = 'unknown_status' AND status = 'PROCESSING'",
+                "process_seen = process_seen OR :word = 'unknown_status' AND status = 'PROCESSING', \
+                 missed_at = CASE WHEN :word = 'unknown_status' THEN NULL ELSE missed_at END",
                 without_intent!(), with_attempt!(), with_attention!()
                 => is_open!()
             ),

@@ -400,6 +400,12 @@ async fn an_operator_may_decide_about_each_order_whose_process_was_lost(new_data
             false,
         ),
         (
+            "missed, odd, silent",
+            vec![missed(), flagged(Reason::UnknownStatus), failed()],
+            false,
+            false,
+        ),
+        (
             "missed, started",
             vec![missed(), intended(), given_up()],
             false,

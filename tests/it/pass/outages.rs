@@ -68,6 +68,39 @@ fn orders_that_are_always_postponed_hold_up_no_other() {
 }
 
 #[test]
+fn many_orders_that_are_always_postponed_hold_up_no_new_ones() {
+    for status in [429, 503] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        harness.upstream.postponed.set(Some(("bad", status)));
+        for n in 0..11 {
+            harness.create(&format!("bad{n}"));
+        }
+        for n in 0..300 {
+            harness.create(&format!("a{n}"));
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        passes(&harness, &mut reconciler, 120);
+        assert_eq!(harness.count(Status::Created), 11, "{status}");
+        assert_eq!(harness.count(Status::Processing), 0, "{status}");
+    }
+}
+
+#[test]
+fn while_all_starts_are_postponed_few_are_sent() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.upstream.postponed.set(Some(("a", 429)));
+    harness.create_many(200);
+    passes(&harness, &mut reconciler, 600);
+    let starts = harness.upstream.take_requests().len();
+    assert!(starts <= 40, "{starts} in 30 pauses");
+}
+
+#[test]
 fn polls_that_are_always_postponed_hold_up_no_starts_and_lists_no_look_ups() {
     for (look_up_fault, list_fault) in [
         (Fault::Pause(20), Fault::Pause(20)),

@@ -155,7 +155,7 @@ async fn look_ups_without_an_answer_leave_requests_for_starts() {
     let orders = Orders::processing(&ids).await;
     let arguments = ["--request-timeout", "2m"];
     let reconciler = orders.env.reconciler(&upstream.url, &arguments);
-    until_asked(&upstream, |asked| asked.len() >= 4).await;
+    until_asked(&upstream, |asked| asked.len() >= 6).await;
     // Over several passes.
     tokio::time::sleep(Duration::from_secs(3)).await;
     orders.create("new").await;
@@ -164,7 +164,7 @@ async fn look_ups_without_an_answer_leave_requests_for_starts() {
         |status| *status == Status::Processing,
     )
     .await;
-    assert_eq!(upstream.asked().len(), 5);
+    assert_eq!(upstream.asked().len(), 7);
     reconciler.kill();
 }
 
