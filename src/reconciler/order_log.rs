@@ -45,7 +45,7 @@ fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> 
     Some(match step {
         Transition::Started { .. } => "started".to_owned(),
         Transition::Restarted { .. } => "started again: the upstream had forgotten it".to_owned(),
-        Transition::Adopted => "has a process already, which is taken over".to_owned(),
+        Transition::Adopted => "has a process already, which is adopted".to_owned(),
         Transition::Settled(Outcome::Succeeded) => format!("FULFILLED after {took}"),
         Transition::Settled(Outcome::Failed) => format!("FAILED after {took}"),
         Transition::FailedByPolicy => format!("FAILED after {took}: the upstream had forgotten it"),
