@@ -80,7 +80,7 @@ impl OpenOrder {
 
     /// Returns whether its last request failed, or was throttled with `Retry-After`.
     pub fn is_repeated(&self) -> bool {
-        self.next_attempt_at.is_some()
+        self.attempts > 0 || self.next_attempt_at.is_some()
     }
 
     /// Returns whether two or more look-ups of its process have failed in a row. Perhaps only look-ups of this

@@ -110,7 +110,8 @@ impl Stages {
     }
 
     fn check_share(&mut self, order: &OpenOrder) {
-        let is_new = order.phase == Phase::Created && order.attempts == 0 && order.intent.is_none();
+        let is_first = order.attempts == 0 && order.next_attempt_at.is_none();
+        let is_new = order.phase == Phase::Created && is_first && order.intent.is_none();
         let is_retry = order.phase == Phase::Created && !is_new;
         for (kind, is_own) in [is_new, is_retry].into_iter().enumerate() {
             let (waiting, passed_over) = (&mut self.waiting[kind], &mut self.passed_over[kind]);
