@@ -46,7 +46,7 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 }
 
 #[test]
-fn polls_leave_half_of_the_requests_to_starts() {
+fn polls_leave_a_quarter_of_the_requests_to_starts() {
     let now = Timestamp(1_000);
     for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 6)] {
         let learned = LearnedLimits::default();

@@ -13,14 +13,15 @@ use crate::store::{StartCandidate, Store, StoreError};
 /// Number of orders read at once. At a thousand starts a second they last one second.
 const READ_AHEAD: usize = 1_000;
 
-/// The orders that are due, by class; each queue is oldest first.
+/// The orders that are due, by class; each queue but `postponed` is oldest first.
 #[derive(Default)]
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
     forgotten: VecDeque<StartCandidate>,
     /// Orders without a failed attempt. A start that was not sent, or was answered 429, does not count as one.
     new: ReadAhead,
-    /// Orders read among these whose last start was answered with `Retry-After`.
+    /// Orders read among these whose last start was answered with `Retry-After`. The one that has been due for
+    /// longest comes first, so that those that are always answered so take turns with the others.
     postponed: VecDeque<StartCandidate>,
     /// Orders whose start was given up, and had no effect.
     given_up: VecDeque<StartCandidate>,
@@ -95,6 +96,7 @@ impl StartQueue {
                     .into_iter()
                     .partition(|next| next.order.is_repeated());
                 self.postponed.extend::<VecDeque<_>>(postponed);
+                self.postponed.make_contiguous().sort_by_key(due_since);
             }
         }
         Ok(())
@@ -132,17 +134,26 @@ impl StartQueue {
         self.forgotten.push_front(forgotten);
     }
 
-    /// Returns the sequence number of the next order whose last start failed or was postponed.
+    /// Returns the sequence number of the next order to be tried again: the oldest of those whose start failed,
+    /// or the first of those that were postponed, if that has been due for longer.
     fn next_retry(&self) -> Option<i64> {
-        let queues = [&self.postponed, &self.given_up, &self.refused.orders];
-        let next = queues.into_iter().filter_map(|queue| queue.front());
-        next.map(|next| next.order.seq).min()
+        let failed = [&self.given_up, &self.refused.orders];
+        let failed = failed.into_iter().filter_map(VecDeque::front);
+        let oldest = failed.min_by_key(|next| next.order.seq);
+        let first = [oldest, self.postponed.front()].into_iter().flatten();
+        let next = first.min_by_key(|next| due_since(next))?;
+        Some(next.order.seq)
     }
 
     /// Returns whether there is no order.
     pub fn is_empty(&self) -> bool {
         self.forgotten.is_empty() && self.new.orders.is_empty() && self.next_retry().is_none()
     }
+}
+
+/// Returns the moment since which an order is due, and its sequence number.
+fn due_since(next: &StartCandidate) -> (Option<Timestamp>, i64) {
+    (next.order.next_attempt_at, next.order.seq)
 }
 
 impl ReadAhead {

@@ -89,6 +89,23 @@ fn many_orders_that_are_always_postponed_hold_up_no_new_ones() {
 }
 
 #[test]
+fn orders_that_were_postponed_once_take_turns_with_those_that_always_are() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    for id in ["bad0", "bad1"] {
+        harness.create(id);
+    }
+    harness.create_many(10);
+    harness.upstream.postponed.set(Some(("", 429)));
+    passes(&harness, &mut reconciler, 600);
+    harness.upstream.postponed.set(Some(("bad", 429)));
+    passes(&harness, &mut reconciler, 600);
+    assert_eq!(harness.count(Status::Created), 2);
+    assert_eq!(harness.count(Status::Processing), 0);
+}
+
+#[test]
 fn while_all_starts_are_postponed_few_are_sent() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
