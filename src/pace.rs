@@ -67,6 +67,8 @@ pub struct LearnedLimits {
     /// End of the pause that the upstream has asked for.
     #[serde(rename = "resting_until")]
     pub paused_until: Option<Timestamp>,
+    /// End of the last pause of starts that it has asked for.
+    pub starts_paused_until: Option<Timestamp>,
     /// Number of processes that run, and of orders that are being started; a later run counts its own.
     #[serde(rename = "in_flight")]
     pub running: u64,
@@ -78,6 +80,12 @@ impl LearnedLimits {
     /// Returns the window, if it is full.
     pub fn full_window(&self) -> Option<u64> {
         self.incarnations.full_window(self.running)
+    }
+
+    /// Returns the end of the pause of all requests, or of starts, if it lies ahead.
+    pub fn starts_paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        let paused_until = self.paused_until.max(self.starts_paused_until);
+        paused_until.filter(|at| *at > now)
     }
 
     /// Returns the time in which this many orders are started at the present rate; `None` while that is not
@@ -174,6 +182,7 @@ impl Pace {
     pub fn learned(&self, now: Timestamp, starting: usize) -> LearnedLimits {
         LearnedLimits {
             paused_until: self.breaker.paused_until(now),
+            starts_paused_until: self.breaker.kind_paused_until(RequestKind::Start, now),
             rate: Some(self.rate.clone()),
             incarnations: self.incarnations.clone(),
             durations: self.durations.clone(),

@@ -160,9 +160,6 @@ fn pace(learned: &LearnedLimits, cached: &CachedStats) -> impl Serialize {
         window: learned.incarnations.window(),
         // To start all CREATED orders at this rate. Null while the window is full, or no start is accepted.
         wait_seconds: wait_seconds,
-        resting_until: learned
-            .paused_until
-            .filter(|at| *at > cached.now)
-            .map(Rfc3339),
+        resting_until: learned.starts_paused_until(cached.now).map(Rfc3339),
     }
 }

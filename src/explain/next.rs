@@ -104,7 +104,14 @@ impl OrderDetails {
                     .to_owned(),
             );
         }
-        let is_delayed = !lines.is_empty() || self.paused_until(now).is_some();
+        let is_paused = self.paused_until(now).is_some();
+        if let Some(at) = learned.starts_paused_until(now).filter(|_| !is_paused) {
+            lines.push(format!(
+                "The upstream has asked for a pause of starts: none is sent for {}.",
+                span(at.since(now))
+            ));
+        }
+        let is_delayed = !lines.is_empty() || is_paused;
         let rate = learned.rate.as_ref();
         lines.push(match (self.ahead, learned.wait(self.ahead, now).zip(rate)) {
             (0, _) if is_delayed => "No other order is ahead of it.".to_owned(),

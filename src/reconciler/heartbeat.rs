@@ -6,7 +6,7 @@ use super::Reconciler;
 use super::context::Context;
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::Pace;
+use crate::pace::{Pace, RequestKind};
 use crate::reconciler_state::ReconcilerState;
 use crate::upstream::Upstream;
 
@@ -55,9 +55,10 @@ impl HeartbeatWriter {
         starting: usize,
     ) -> anyhow::Result<()> {
         let now = context.clock.now();
-        let paused_until = pace.breaker().paused_until(now);
-        let has_changed = self.state.upstream != *pace.breaker().state()
-            || self.state.learned.paused_until != paused_until;
+        let breaker = pace.breaker();
+        let learned = &self.state.learned;
+        let has_changed = self.state.upstream != *breaker.state()
+            || learned.starts_paused_until != breaker.kind_paused_until(RequestKind::Start, now);
         let is_old = self
             .written_at
             .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
@@ -68,6 +69,7 @@ impl HeartbeatWriter {
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
             let may_poll_at = next_pass_at.max(pace.next_poll_at());
+            let paused_until = breaker.kind_paused_until(RequestKind::LookUp, now);
             self.state.next_poll_at = paused_until.max(Some(may_poll_at));
             let (store, state) = (&context.store, self.state.clone());
             store.write_heartbeat(&context.lead, state).await?;

@@ -24,7 +24,7 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
         }
         return;
     };
-    let paused_until = pace.breaker().paused_until(now);
+    let paused_until = pace.breaker().kind_paused_until(call.kind, now);
     let was_down = pace.breaker().is_down();
     let (is_reduced, is_down) = pace.on_failed(call, now, failure);
     if was_down && !pace.breaker().is_down() {
@@ -36,7 +36,7 @@ pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Op
     }
     if let Some(at) = pace
         .breaker()
-        .paused_until(now)
+        .kind_paused_until(call.kind, now)
         .filter(|at| Some(*at) > paused_until)
     {
         let (wait, detail) = (span(at.since(now)), &failure.detail);

@@ -47,6 +47,12 @@ fn a_requested_pause_delays_whatever_comes_next() {
         }
     };
     waiting(paused(created()), &[pause]);
+    let mut starts_alone = created();
+    starts_alone.reconciler.learned.starts_paused_until = Some(pause_until);
+    waiting(
+        starts_alone,
+        &["The upstream has asked for a pause of starts: none is sent for 5 min."],
+    );
     let refused = troubled(created(), Reason::StartRefused, "?", 1);
     waiting(
         refused,

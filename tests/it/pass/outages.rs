@@ -115,6 +115,14 @@ fn while_all_starts_are_postponed_few_are_sent() {
     passes(&harness, &mut reconciler, 600);
     let starts = harness.upstream.take_requests().len();
     assert!(starts <= 40, "{starts} in 30 pauses");
+    let is_told = (0..30).any(|_| {
+        pass(&mut reconciler);
+        harness.forward(1_000);
+        let learned = harness.heartbeat().learned;
+        let is_of_all = learned.paused_until.is_some();
+        !is_of_all && learned.starts_paused_until(harness.clock.now()).is_some()
+    });
+    assert!(is_told);
 }
 
 #[test]

@@ -113,7 +113,7 @@ function upstream(stats, moment) {
     words.push(`It has lost processes: ${restarted(stats.restarts.last_hour)} in the last hour. `);
   }
   if (rest !== null && secondsSince(rest, moment) < 0) {
-    words.push(`It has requested a pause (Retry-After): no starts and no polls for ${wholeSpan(-secondsSince(rest, moment))}. `);
+    words.push(`It has requested a pause (Retry-After): nothing is started for ${wholeSpan(-secondsSince(rest, moment))}. `);
   }
   if (pace !== null && reason) words.push(`The start rate is reduced to ${rate(pace)}/s: ${sentence(reason)} `);
   // While the window is full, no wait is estimated.
