@@ -39,8 +39,9 @@ pub enum RequestKind {
 pub struct Call {
     /// Its kind.
     pub kind: RequestKind,
-    /// Set if it is about an order whose last request failed too, or was throttled with `Retry-After`.
-    pub is_repeated: bool,
+    /// Sequence number of its order, if the order's last request failed too, or was throttled with
+    /// `Retry-After`.
+    pub repeated: Option<i64>,
     /// Moment at which it was sent.
     pub sent_at: Timestamp,
 }
@@ -50,7 +51,7 @@ impl Call {
     pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
             kind: RequestKind::LookUp,
-            is_repeated: false,
+            repeated: None,
             sent_at,
         }
     }
@@ -91,6 +92,14 @@ impl UpstreamState {
     }
 }
 
+/// The last answer with `Retry-After` to a kind of requests.
+#[derive(Clone, Copy, Debug)]
+struct KindPause {
+    until: Timestamp,
+    /// See [`Call::repeated`].
+    repeated: Option<i64>,
+}
+
 /// A circuit breaker for requests to the upstream.
 #[derive(Clone, Debug)]
 pub struct CircuitBreaker {
@@ -105,9 +114,8 @@ pub struct CircuitBreaker {
     counted_at: Option<Timestamp>,
     /// End of the pause that the upstream has asked for.
     paused_until: Option<Timestamp>,
-    /// End of the last pause that the upstream has asked for in an answer to each [`RequestKind`]; `None` if
-    /// one had a usable answer since.
-    kinds_paused_until: [Option<Timestamp>; 3],
+    /// The pause of each [`RequestKind`]; `None` if one had a usable answer since.
+    kind_pauses: [Option<KindPause>; 3],
     results: RequestResults,
     last_failure: Option<String>,
 }
@@ -133,7 +141,7 @@ impl CircuitBreaker {
             first_failure_at: None,
             counted_at: None,
             paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
-            kinds_paused_until: [None; 3],
+            kind_pauses: [None; 3],
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -166,9 +174,8 @@ impl CircuitBreaker {
 
     /// Returns the end of the pause that the upstream has asked for of requests of this kind, if it lies ahead.
     pub fn kind_paused_until(&self, kind: RequestKind, now: Timestamp) -> Option<Timestamp> {
-        let paused_until = self
-            .paused_until
-            .max(self.kinds_paused_until[kind as usize]);
+        let of_kind = self.kind_pauses[kind as usize].map(|pause| pause.until);
+        let paused_until = self.paused_until.max(of_kind);
         paused_until.filter(|at| *at > now)
     }
 
@@ -181,7 +188,7 @@ impl CircuitBreaker {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
         self.are_starts_failing &= !call.is_start();
-        self.kinds_paused_until[call.kind as usize] = None;
+        self.kind_pauses[call.kind as usize] = None;
         self.results.has_answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
@@ -192,12 +199,13 @@ impl CircuitBreaker {
         true
     }
 
-    /// Returns whether an answer with `Retry-After` concerns its order alone, because others are answered: its
-    /// last request was answered so or failed, and a request of the kind had a usable answer since one was
-    /// answered so.
+    /// Returns whether an answer with `Retry-After` concerns its order alone: the order's last request was
+    /// answered so or failed, and since then no request of the kind about another order was answered so, or
+    /// one had a usable answer.
     pub fn concerns_order(&self, call: Call, failure: &Failure) -> bool {
-        let is_kind_answered = self.kinds_paused_until[call.kind as usize].is_none();
-        failure.retry_after.is_some() && call.is_repeated && is_kind_answered
+        let last = self.kind_pauses[call.kind as usize];
+        let is_alone = last.is_none_or(|last| last.repeated == call.repeated);
+        failure.retry_after.is_some() && call.repeated.is_some() && is_alone
     }
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
@@ -210,10 +218,14 @@ impl CircuitBreaker {
         if let Some(pause) = requested_pause(failure) {
             let paused_until = now.after(pause);
             let concerns_order = self.concerns_order(call, failure);
-            let of_kind = &mut self.kinds_paused_until[call.kind as usize];
+            let pause = KindPause {
+                until: if concerns_order { now } else { paused_until },
+                repeated: call.repeated,
+            };
             // A kind of requests that is always answered so waits alone.
-            let is_first = of_kind.is_none();
-            *of_kind = Some(if concerns_order { now } else { paused_until });
+            let is_first = self.kind_pauses[call.kind as usize]
+                .replace(pause)
+                .is_none();
             if is_first && !concerns_order || self.is_down() {
                 self.paused_until = Some(paused_until);
             }
@@ -251,7 +263,7 @@ impl CircuitBreaker {
         let is_concurrent = |at| at <= now && call.sent_at <= at;
         let has_counted = self.counted_at.is_some_and(is_concurrent)
             || has_failed && failure.cause != Cause::Timeout;
-        if call.is_repeated && has_counted {
+        if call.repeated.is_some() && has_counted {
             return false;
         }
         self.counted_at = Some(now);

@@ -124,9 +124,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         (began_at, result): LookUpAnswer,
     ) {
         let index = observations.orders.index_of(seq);
-        let is_repeated = |index| observations.orders.order(index).is_repeated();
+        let is_repeated = |index: &usize| observations.orders.order(*index).is_repeated();
         let call = Call {
-            is_repeated: index.is_some_and(is_repeated),
+            repeated: index.filter(is_repeated).map(|_| seq),
             ..Call::poll(began_at)
         };
         self.on_result(call, result.as_ref().err());

@@ -203,7 +203,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     Request::Start => RequestKind::Start,
                     Request::LookUp => RequestKind::LookUp,
                 },
-                is_repeated: order.order.is_repeated(),
+                repeated: order.order.is_repeated().then_some(order.order.seq),
                 sent_at: self.now(),
             };
             self.requests.for_starts.send(order.order.seq, async move {

@@ -18,7 +18,7 @@ fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
     let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
     let denied = failure(Cause::AccessDenied);
     let repeated = |now| Call {
-        is_repeated: true,
+        repeated: Some(1),
         ..Call::poll(now)
     };
     // However long they take.
@@ -46,7 +46,7 @@ fn requests_about_failing_orders_that_time_out_together_count_once() {
     let timeout = failure(Cause::Timeout);
     let failed = |breaker: &mut CircuitBreaker, sent_at, now| {
         let call = Call {
-            is_repeated: true,
+            repeated: Some(1),
             ..Call::poll(Timestamp(sent_at))
         };
         breaker.on_failed(call, Timestamp(now), &timeout)
@@ -154,14 +154,20 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
         };
         let first = Call::poll(now);
         let repeated = Call {
-            is_repeated: true,
+            repeated: Some(1),
             ..first
         };
         let later = Timestamp(21_000);
         breaker.on_failed(repeated, now, &failure);
         assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
-        // Nothing shows that another order would be answered.
         breaker.on_failed(repeated, now, &failure);
+        assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
+        // Nothing shows that a third order would be answered.
+        let other = Call {
+            repeated: Some(2),
+            ..first
+        };
+        breaker.on_failed(other, now, &failure);
         assert_eq!(breaker.paused_until(now), None);
         assert_eq!(
             breaker.kind_paused_until(RequestKind::LookUp, now),

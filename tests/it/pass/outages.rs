@@ -89,6 +89,21 @@ fn many_orders_that_are_always_postponed_hold_up_no_new_ones() {
 }
 
 #[test]
+fn an_order_that_is_always_postponed_delays_none_that_comes_much_later() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.upstream.postponed.set(Some(("bad", 429)));
+    harness.create("bad");
+    for n in 0..10 {
+        passes(&harness, &mut reconciler, 127);
+        harness.create(&format!("a{n}"));
+        pass(&mut reconciler);
+        assert_eq!(harness.order(&format!("a{n}")).starts, 1, "a{n}");
+    }
+}
+
+#[test]
 fn orders_that_were_postponed_once_take_turns_with_those_that_always_are() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
