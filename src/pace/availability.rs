@@ -213,23 +213,9 @@ impl CircuitBreaker {
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
         let is_start = call.is_start();
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
-        let is_first = self.last_failure.is_none();
+        let is_first_of_run = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        if let Some(pause) = requested_pause(failure) {
-            let paused_until = now.after(pause);
-            let concerns_order = self.concerns_order(call, failure);
-            let pause = KindPause {
-                until: if concerns_order { now } else { paused_until },
-                repeated: call.repeated,
-            };
-            // A kind of requests that is always answered so waits alone.
-            let is_first = self.kind_pauses[call.kind as usize]
-                .replace(pause)
-                .is_none();
-            if is_first && !concerns_order || self.is_down() {
-                self.paused_until = Some(paused_until);
-            }
-        }
+        self.note_pause(call, now, failure);
         if !is_start {
             self.are_polls_answered =
                 matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
@@ -272,7 +258,7 @@ impl CircuitBreaker {
         match &mut self.state {
             UpstreamState::Down { detail, .. } => {
                 detail.clone_from(&failure.detail);
-                is_first
+                is_first_of_run
             }
             _ if failure.cause == Cause::NoConnection
                 || self.failures_in_a_row >= FAILURES_TO_DOWN =>
@@ -285,6 +271,26 @@ impl CircuitBreaker {
                 true
             }
             _ => false,
+        }
+    }
+
+    /// Notes the pause that an answer asks for, if it has `Retry-After`.
+    fn note_pause(&mut self, call: Call, now: Timestamp, failure: &Failure) {
+        let Some(pause) = requested_pause(failure) else {
+            return;
+        };
+        let paused_until = now.after(pause);
+        let concerns_order = self.concerns_order(call, failure);
+        let pause = KindPause {
+            until: if concerns_order { now } else { paused_until },
+            repeated: call.repeated,
+        };
+        // A kind of requests that is always answered so waits alone.
+        let is_first_of_kind = self.kind_pauses[call.kind as usize]
+            .replace(pause)
+            .is_none();
+        if is_first_of_kind && !concerns_order || self.is_down() {
+            self.paused_until = Some(paused_until);
         }
     }
 }
