@@ -120,7 +120,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             {
                 break;
             }
-            let needs_orders = is_idle && self.queue.is_empty() && self.may_send();
+            let needs_orders = is_idle && self.queue.is_empty() && self.may_start();
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
             tokio::select! {
                 biased;
@@ -139,7 +139,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         let has_more = self.poll_answers > 0 || has_orders;
         let breaker = self.pace.breaker();
         let paused_until = breaker.kind_paused_until(RequestKind::Start, self.now());
-        let may_go_on = paused_until.is_none() && (self.is_usable || self.may_send());
+        let may_go_on = paused_until.is_none() && (self.is_usable || self.may_start());
         self.report.has_more = has_more && may_go_on;
         self.report.unreachable = has_more && paused_until.is_some();
         self.error.map_or(Ok(self.report), Err)
@@ -175,7 +175,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             self.is_usable && self.error.is_none() && self.poll_answers == 0 && now < self.until;
         let has_order = may_dequeue && !self.queue.is_empty();
         let starting = self.starting();
-        if !has_order || !self.may_send() || !self.pace.may_stage(now, starting) {
+        if !has_order || !self.may_start() || !self.pace.may_stage(now, starting) {
             return None;
         }
         // With the window full, wait for the next pass.
@@ -186,7 +186,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     /// Sends what is ready as far as there are request slots. If nothing may be sent, puts it back or withdraws
     /// it.
     fn send(&mut self) {
-        if !self.may_send() {
+        if !self.may_start() {
             return self.put_back_or_withdraw();
         }
         while self.pace.may_send(self.now(), self.requests.slots_in_use())
@@ -301,7 +301,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     /// Returns whether the pass may end although there are requests in flight: the next pass has something
     /// to do, and a slot for it.
     fn may_end(&self) -> bool {
-        let is_usable_again = !self.is_usable && self.may_send();
+        let is_usable_again = !self.is_usable && self.may_start();
         let is_next_due = self.poll_answers > 0 || self.are_orders_new || self.now() >= self.until;
         !self.is_once
             && (is_next_due || is_usable_again || self.error.is_some())
@@ -309,7 +309,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             && !self.stop.requested.is_cancelled()
     }
 
-    fn may_send(&self) -> bool {
+    fn may_start(&self) -> bool {
         self.pace.may_start(self.now()) && !self.stop.requested.is_cancelled()
     }
 
