@@ -396,7 +396,7 @@ impl Pace {
     pub fn order_due_at(&self, now: Timestamp) -> Option<Timestamp> {
         let due_at = self.polling.due_at().filter(|_| !self.breaker.is_down())?;
         let paused_until = self.breaker.kind_paused_until(RequestKind::LookUp, now);
-        paused_until.max(Some(due_at.max(self.polling.next_at())))
+        paused_until.max(Some(due_at))
     }
 
     /// Plans a poll. `targets` are in the order of `seq`. `is_schedule_frequent` says that each of a few
@@ -440,8 +440,8 @@ impl Pace {
         self.polling.on_all_polled(began_at);
     }
 
-    /// Returns the earliest moment of the next poll within the budget.
-    pub fn next_poll_at(&self) -> Timestamp {
+    /// Returns the moment from which on the budget allows a poll.
+    pub fn polls_allowed_from(&self) -> Timestamp {
         self.polling.next_at()
     }
 

@@ -141,6 +141,17 @@ fn with_one_slot_a_late_look_up_leaves_as_much_time_to_starts() {
 }
 
 #[test]
+fn no_order_is_due_before_the_budget_allows_a_poll() {
+    let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
+    limiter.on_start_accepted(1, Timestamp(0));
+    assert_eq!(limiter.order_due_at(Timestamp(0)), Some(Timestamp(1_016)));
+    limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));
+    let allowed_from = limiter.polls_allowed_from();
+    assert!(allowed_from > Timestamp(1_016));
+    assert_eq!(limiter.order_due_at(Timestamp(0)), Some(allowed_from));
+}
+
+#[test]
 fn an_upstream_that_answers_again_is_polled_at_once() {
     let mut limiter = pace(50.0, LearnedLimits::default(), Timestamp(0));
     limiter.on_polled(Timestamp(0), 1, Duration::from_secs(1));

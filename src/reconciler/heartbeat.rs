@@ -68,7 +68,7 @@ impl HeartbeatWriter {
             self.state.metrics = context.upstream.metrics().clone();
             let next_pass_at = context.settings.schedule.next_after(now);
             self.state.next_pass_at = Some(next_pass_at);
-            let may_poll_at = next_pass_at.max(pace.next_poll_at());
+            let may_poll_at = next_pass_at.max(pace.polls_allowed_from());
             let paused_until = breaker.kind_paused_until(RequestKind::LookUp, now);
             self.state.next_poll_at = paused_until.max(Some(may_poll_at));
             let (store, state) = (&context.store, self.state.clone());

@@ -40,12 +40,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let is_on_schedule = self
             .polled_at
             .is_none_or(|at| self.context.settings.schedule.next_after(at) <= now);
-        let is_due = is_on_schedule || self.next_poll_at().is_some_and(|at| at <= now);
+        let is_due = is_on_schedule || self.next_order_poll_at().is_some_and(|at| at <= now);
         is_due && self.pace.is_poll_due(now)
     }
 
     /// Returns when an order may be polled before the schedule's next occurrence, if one is to be.
-    pub fn next_poll_at(&self) -> Option<Timestamp> {
+    pub fn next_order_poll_at(&self) -> Option<Timestamp> {
         let polled_at = self.polled_at.filter(|at| self.is_schedule_frequent(*at))?;
         self.pace
             .order_due_at(self.context.clock.now().max(polled_at))
@@ -55,10 +55,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) fn starts_until(&self, now: Timestamp) -> Timestamp {
         let next_at = self.context.settings.schedule.next_after(now);
         let next_at = next_at.min(now.after(STARTING_TIME_MAX));
-        let next_poll_at = self
-            .next_poll_at()
+        let order_poll_at = self
+            .next_order_poll_at()
             .map(|at| at.max(now.after(STARTING_TIME_MIN)));
-        next_poll_at.map_or(next_at, |at| at.min(next_at))
+        order_poll_at.map_or(next_at, |at| at.min(next_at))
     }
 
     /// Returns whether the schedule's next occurrence is so soon that orders may be polled before it.
