@@ -84,7 +84,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             }
         }
         // Also if nothing could be recorded: the requests were sent all the same.
-        self.record_poll(&observations, began_at);
+        self.report_poll(&observations, began_at);
         let (running, recorded) = decided?;
         report += recorded;
         self.pace.set_running(observations.others_running + running);

@@ -67,7 +67,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Reports the polled orders and the cost of the requests to the pace.
-    pub(super) fn record_poll(&mut self, observations: &Observations, began_at: Timestamp) {
+    pub(super) fn report_poll(&mut self, observations: &Observations, began_at: Timestamp) {
         if observations.entries.is_some() {
             self.pace.on_all_polled(began_at);
         } else {
