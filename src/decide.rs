@@ -105,7 +105,8 @@ pub fn decide(
         (Created, _, Observed::Absent) => start_if_allowed(order, policy, now),
 
         (Processing { .. }, None, Observed::Running) => {
-            if order.attention.is_some() || order.is_repeated() || order.is_marked_missing() {
+            if order.attention.is_some() || order.last_request_failed() || order.is_marked_missing()
+            {
                 Action::ClearAttention
             } else if policy.lost_process == LostProcess::Fail && !order.is_observed {
                 Action::MarkObserved

@@ -117,10 +117,10 @@ impl ReconcilerMetrics {
         requests.count_ms(&DURATION_BOUNDS_MS, took);
     }
 
-    /// Counts a start that is sent. It `is_repeated` if an earlier one of its order may have taken effect.
-    pub fn on_start_sent(&mut self, is_repeated: bool) {
+    /// Counts a start that is sent. `was_sent_before` says that an earlier one of its order may have taken effect.
+    pub fn on_start_sent(&mut self, was_sent_before: bool) {
         self.starts += 1;
-        self.repeated_starts += u64::from(is_repeated);
+        self.repeated_starts += u64::from(was_sent_before);
     }
 
     /// Returns the durations of requests to the upstream by kind and class of answer, in milliseconds.

@@ -79,7 +79,7 @@ impl OpenOrder {
     }
 
     /// Returns whether its last request failed, or was throttled with `Retry-After`.
-    pub fn is_repeated(&self) -> bool {
+    pub fn last_request_failed(&self) -> bool {
         self.attempts > 0 || self.next_attempt_at.is_some()
     }
 
@@ -94,7 +94,9 @@ impl OpenOrder {
     pub fn start_class(&self) -> StartClass {
         match self.phase {
             Phase::Processing { .. } => StartClass::Forgotten,
-            Phase::Created if !self.is_repeated() && self.intent.is_none() => StartClass::New,
+            Phase::Created if !self.last_request_failed() && self.intent.is_none() => {
+                StartClass::New
+            }
             Phase::Created => StartClass::Retry,
         }
     }

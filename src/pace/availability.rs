@@ -41,7 +41,7 @@ pub struct Call {
     pub kind: RequestKind,
     /// Sequence number of its order, if the order's last request failed too, or was throttled with
     /// `Retry-After`.
-    pub repeated: Option<i64>,
+    pub failing_order: Option<i64>,
     /// Moment at which it was sent.
     pub sent_at: Timestamp,
 }
@@ -51,7 +51,7 @@ impl Call {
     pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
             kind: RequestKind::LookUp,
-            repeated: None,
+            failing_order: None,
             sent_at,
         }
     }
@@ -96,8 +96,8 @@ impl UpstreamState {
 #[derive(Clone, Copy, Debug)]
 struct KindPause {
     until: Timestamp,
-    /// See [`Call::repeated`].
-    repeated: Option<i64>,
+    /// See [`Call::failing_order`].
+    failing_order: Option<i64>,
 }
 
 /// A circuit breaker for requests to the upstream.
@@ -204,8 +204,8 @@ impl CircuitBreaker {
     /// one had a usable answer.
     pub fn concerns_order(&self, call: Call, failure: &Failure) -> bool {
         let last = self.kind_pauses[call.kind as usize];
-        let is_alone = last.is_none_or(|last| last.repeated == call.repeated);
-        failure.retry_after.is_some() && call.repeated.is_some() && is_alone
+        let is_alone = last.is_none_or(|last| last.failing_order == call.failing_order);
+        failure.retry_after.is_some() && call.failing_order.is_some() && is_alone
     }
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
@@ -249,7 +249,7 @@ impl CircuitBreaker {
         let is_concurrent = |at| at <= now && call.sent_at <= at;
         let has_counted = self.counted_at.is_some_and(is_concurrent)
             || has_failed && failure.cause != Cause::Timeout;
-        if call.repeated.is_some() && has_counted {
+        if call.failing_order.is_some() && has_counted {
             return false;
         }
         self.counted_at = Some(now);
@@ -283,7 +283,7 @@ impl CircuitBreaker {
         let concerns_order = self.concerns_order(call, failure);
         let pause = KindPause {
             until: if concerns_order { now } else { paused_until },
-            repeated: call.repeated,
+            failing_order: call.failing_order,
         };
         // A kind of requests that is always answered so waits alone.
         let is_first_of_kind = self.kind_pauses[call.kind as usize]

@@ -345,8 +345,8 @@ impl StartRate {
         }
         let plateau = self.rate();
         let is_lowest = plateau <= RATE_MIN.min(self.unreduced());
-        let is_repeated = |last: &Reduction| now.since(last.at) < DOUBLING_INTERVAL;
-        let growth = match self.reduction.as_ref().is_some_and(is_repeated) {
+        let is_soon_after = |last: &Reduction| now.since(last.at) < DOUBLING_INTERVAL;
+        let growth = match self.reduction.as_ref().is_some_and(is_soon_after) {
             true => REPEATED_OVERLOAD_REDUCTION,
             false => OVERLOAD_REDUCTION,
         };

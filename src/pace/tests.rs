@@ -10,7 +10,7 @@ fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
 fn start(sent_at: Timestamp) -> Call {
     Call {
         kind: RequestKind::Start,
-        repeated: None,
+        failing_order: None,
         sent_at,
     }
 }

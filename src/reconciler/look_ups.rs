@@ -55,7 +55,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if from.is_multiple_of(2) {
             waiting.sort_by_key(|&index| {
                 let order = observations.orders.order(index);
-                (order.is_repeated(), order.attempts)
+                (order.last_request_failed(), order.attempts)
             });
         }
         let mut waiting = waiting.into_iter();
@@ -124,9 +124,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         (began_at, result): LookUpAnswer,
     ) {
         let index = observations.orders.index_of(seq);
-        let is_repeated = |index: &usize| observations.orders.order(*index).is_repeated();
+        let is_failing = |index: &usize| observations.orders.order(*index).last_request_failed();
         let call = Call {
-            repeated: index.filter(is_repeated).map(|_| seq),
+            failing_order: index.filter(is_failing).map(|_| seq),
             ..Call::poll(began_at)
         };
         self.on_result(call, result.as_ref().err());

@@ -203,7 +203,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
                     Request::Start => RequestKind::Start,
                     Request::LookUp => RequestKind::LookUp,
                 },
-                repeated: order.order.is_repeated().then_some(order.order.seq),
+                failing_order: order.order.last_request_failed().then_some(order.order.seq),
                 sent_at: self.now(),
             };
             self.requests.for_starts.send(order.order.seq, async move {

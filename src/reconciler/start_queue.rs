@@ -94,7 +94,7 @@ impl StartQueue {
                 let postponed;
                 (postponed, queue.orders) = std::mem::take(&mut queue.orders)
                     .into_iter()
-                    .partition(|next| next.order.is_repeated());
+                    .partition(|next| next.order.last_request_failed());
                 self.postponed.extend::<VecDeque<_>>(postponed);
                 self.postponed.make_contiguous().sort_by_key(due_since);
             }

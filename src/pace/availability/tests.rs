@@ -17,8 +17,8 @@ fn start(sent_at: Timestamp) -> Call {
 fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
     let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
     let denied = failure(Cause::AccessDenied);
-    let repeated = |now| Call {
-        repeated: Some(1),
+    let failing = |now| Call {
+        failing_order: Some(1),
         ..Call::poll(now)
     };
     // However long they take.
@@ -27,15 +27,15 @@ fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
         assert_eq!(breaker.on_answered(Call::poll(now), now), pass == 0);
         for second in 1..10 {
             let now = Timestamp(now.0 + second * 1_000);
-            assert!(!breaker.on_failed(repeated(now), now, &denied));
+            assert!(!breaker.on_failed(failing(now), now, &denied));
         }
         breaker.take_results();
     }
     // Without an answer, each pass counts.
     for (at, is_down) in [(100_000, false), (100_100, true)] {
         let now = Timestamp(at);
-        assert_eq!(breaker.on_failed(repeated(now), now, &denied), is_down);
-        assert!(!breaker.on_failed(repeated(now), now, &denied));
+        assert_eq!(breaker.on_failed(failing(now), now, &denied), is_down);
+        assert!(!breaker.on_failed(failing(now), now, &denied));
         breaker.take_results();
     }
 }
@@ -46,7 +46,7 @@ fn requests_about_failing_orders_that_time_out_together_count_once() {
     let timeout = failure(Cause::Timeout);
     let failed = |breaker: &mut CircuitBreaker, sent_at, now| {
         let call = Call {
-            repeated: Some(1),
+            failing_order: Some(1),
             ..Call::poll(Timestamp(sent_at))
         };
         breaker.on_failed(call, Timestamp(now), &timeout)
@@ -153,18 +153,18 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
             ..failure(cause)
         };
         let first = Call::poll(now);
-        let repeated = Call {
-            repeated: Some(1),
+        let failing = Call {
+            failing_order: Some(1),
             ..first
         };
         let later = Timestamp(21_000);
-        breaker.on_failed(repeated, now, &failure);
+        breaker.on_failed(failing, now, &failure);
         assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
-        breaker.on_failed(repeated, now, &failure);
+        breaker.on_failed(failing, now, &failure);
         assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
         // Nothing shows that a third order would be answered.
         let other = Call {
-            repeated: Some(2),
+            failing_order: Some(2),
             ..first
         };
         breaker.on_failed(other, now, &failure);
