@@ -26,7 +26,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::availability::{
-    Call, CircuitBreaker, RequestKind, RequestResults, UpstreamState, requested_pause,
+    Call, CircuitBreaker, RequestResults, UpstreamState, requested_pause,
 };
 pub use self::backoff::{BACKOFF_MAX, backoff};
 pub use self::incarnations::{Incarnations, is_upstream_restart};
@@ -38,7 +38,7 @@ pub use self::rate::{ReductionCause, StartRate};
 pub use self::round_robin::{RoundRobin, StartClass};
 pub use self::throttling::{Throttled, Throttling};
 use crate::order::{Observed, Timestamp};
-use crate::upstream::{Cause, Failure};
+use crate::upstream::{Cause, Failure, RequestKind};
 
 /// Largest cost of polls that a rate limit of the upstream counts: it makes a pause of 10 s. However low the
 /// limit, orders in doubt have to be polled.

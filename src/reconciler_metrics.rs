@@ -11,27 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::histogram::Histogram;
 use crate::order::words;
-use crate::upstream::{Cause, Failure};
+use crate::upstream::{Cause, Failure, RequestKind};
 
 /// Bounds of the durations of requests to the upstream and of passes, in milliseconds: from a service on
 /// the same machine to the longest list.
 pub const DURATION_BOUNDS_MS: [u64; 14] = [
     5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 120_000, 600_000,
 ];
-
-words! {
-    /// The kind of a request to the upstream.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
-    pub enum UpstreamRequest {
-        /// A start.
-        Start = "start",
-        /// A look-up of one process.
-        LookUp = "look_up",
-        /// The list of all processes.
-        List = "list",
-    }
-}
 
 words! {
     /// The class of the answer to a request.
@@ -91,7 +77,7 @@ pub struct ReconcilerMetrics {
     pub leaderships: u64,
     /// Durations of passes by outcome, in milliseconds.
     pub passes: BTreeMap<PassOutcome, Histogram>,
-    requests: BTreeMap<UpstreamRequest, BTreeMap<AnswerClass, Histogram>>,
+    requests: BTreeMap<RequestKind, BTreeMap<AnswerClass, Histogram>>,
     /// Number of starts sent.
     pub starts: u64,
     /// Number of starts sent for an order of which an earlier one may have taken effect.
@@ -111,7 +97,7 @@ impl ReconcilerMetrics {
     }
 
     /// Counts a request to the upstream.
-    pub fn on_request(&mut self, request: UpstreamRequest, answer: AnswerClass, took: Duration) {
+    pub fn on_request(&mut self, request: RequestKind, answer: AnswerClass, took: Duration) {
         let requests = self.requests.entry(request).or_default();
         let requests = requests.entry(answer).or_default();
         requests.count_ms(&DURATION_BOUNDS_MS, took);
@@ -124,7 +110,7 @@ impl ReconcilerMetrics {
     }
 
     /// Returns the durations of requests to the upstream by kind and class of answer, in milliseconds.
-    pub fn requests(&self) -> impl Iterator<Item = (UpstreamRequest, AnswerClass, &Histogram)> {
+    pub fn requests(&self) -> impl Iterator<Item = (RequestKind, AnswerClass, &Histogram)> {
         self.requests.iter().flat_map(|(request, answers)| {
             let answers = answers.iter();
             answers.map(|(answer, requests)| (*request, *answer, requests))
@@ -142,7 +128,7 @@ mod tests {
         metrics.on_leadership();
         metrics.on_pass(PassOutcome::Unreachable, Duration::from_millis(7));
         metrics.on_request(
-            UpstreamRequest::LookUp,
+            RequestKind::LookUp,
             AnswerClass::Ok,
             Duration::from_secs(3_600),
         );
@@ -150,8 +136,8 @@ mod tests {
         let text = serde_json::to_string(&metrics).unwrap();
         let mut again: ReconcilerMetrics = serde_json::from_str(&text).unwrap();
         assert_eq!(again, metrics);
-        again.on_request(UpstreamRequest::LookUp, AnswerClass::Ok, Duration::ZERO);
-        again.on_request(UpstreamRequest::Start, AnswerClass::Refused, Duration::ZERO);
+        again.on_request(RequestKind::LookUp, AnswerClass::Ok, Duration::ZERO);
+        again.on_request(RequestKind::Start, AnswerClass::Refused, Duration::ZERO);
         again.on_start_sent(true);
         assert_eq!((again.starts, again.repeated_starts), (2, 1));
         let requests = again.requests();
@@ -159,8 +145,8 @@ mod tests {
             .map(|(request, answer, took)| (request, answer, took.len()))
             .collect();
         let expected = [
-            (UpstreamRequest::Start, AnswerClass::Refused, 1),
-            (UpstreamRequest::LookUp, AnswerClass::Ok, 2),
+            (RequestKind::Start, AnswerClass::Refused, 1),
+            (RequestKind::LookUp, AnswerClass::Ok, 2),
         ];
         assert_eq!(counts, expected);
     }

@@ -9,10 +9,12 @@ mod url;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 pub use self::http::HttpUpstream;
 pub use self::list::{Entry, ListDecoder, ListError};
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
-use crate::order::{Observed, OrderId};
+use crate::order::{Observed, OrderId, words};
 
 /// The requests that the reconciler makes to the order process service.
 pub trait Upstream: 'static {
@@ -26,6 +28,20 @@ pub trait Upstream: 'static {
     /// number of entries if the list was complete. After an error the entries that arrived hold, and the
     /// absence of others proves nothing. The caller limits the total time.
     fn list(&self, on_entry: impl FnMut(Entry<'_>)) -> impl Future<Output = Result<u64, Failure>>;
+}
+
+words! {
+    /// The kind of a request to the order process service, which may throttle each kind alone.
+    #[derive(Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum RequestKind {
+        /// A start.
+        Start = "start",
+        /// A look-up of one process.
+        LookUp = "look_up",
+        /// The list of all processes.
+        List = "list",
+    }
 }
 
 /// Reasons why a start was not accepted, grouped by what the caller may do next.

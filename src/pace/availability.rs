@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::order::Timestamp;
-use crate::upstream::{Cause, Failure};
+use crate::upstream::{Cause, Failure, RequestKind};
 
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
@@ -21,17 +21,6 @@ pub fn requested_pause(failure: &Failure) -> Option<Duration> {
     failure
         .retry_after
         .map(|wait| wait.min(REQUESTED_PAUSE_MAX))
-}
-
-/// Kinds of requests, of which the upstream may throttle each alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestKind {
-    /// Starts.
-    Start,
-    /// Look-ups.
-    LookUp,
-    /// Lists.
-    List,
 }
 
 /// A request to the upstream.

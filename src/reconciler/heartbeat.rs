@@ -6,9 +6,9 @@ use super::Reconciler;
 use super::context::Context;
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::{Pace, RequestKind};
+use crate::pace::Pace;
 use crate::reconciler_state::ReconcilerState;
-use crate::upstream::Upstream;
+use crate::upstream::{RequestKind, Upstream};
 
 /// Interval between two heartbeats while nothing changes. Each costs a disk flush.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);

@@ -12,10 +12,10 @@ use super::observations::{ListReader, Observations};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::{Call, RequestKind};
+use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::OpenOrders;
-use crate::upstream::{Entry, Upstream};
+use crate::upstream::{Entry, RequestKind, Upstream};
 
 /// Reads a list, which is cut off at `until`.
 async fn read<U: Upstream, C: Clock>(

@@ -7,8 +7,8 @@ use std::cell::{RefCell, RefMut};
 
 use crate::clock::Clock;
 use crate::order::{Observed, OrderId, Timestamp};
-use crate::reconciler_metrics::{AnswerClass, ReconcilerMetrics, UpstreamRequest};
-use crate::upstream::{Cause, Entry, Failure, StartError, Upstream};
+use crate::reconciler_metrics::{AnswerClass, ReconcilerMetrics};
+use crate::upstream::{Cause, Entry, Failure, RequestKind, StartError, Upstream};
 
 /// The upstream, and the counters of its requests.
 pub(super) struct MeteredUpstream<U> {
@@ -57,14 +57,14 @@ impl<U: Upstream> MeteredUpstream<U> {
                 AnswerClass::of_failure(failure, AnswerClass::Ambiguous)
             }
         };
-        self.measure(clock, UpstreamRequest::Start, answer, classify)
+        self.measure(clock, RequestKind::Start, answer, classify)
             .await
     }
 
     /// Looks up the process of one order.
     pub async fn look_up(&self, clock: &impl Clock, id: &OrderId) -> Result<Observed, Failure> {
         let answer = self.upstream.look_up(id);
-        self.measure(clock, UpstreamRequest::LookUp, answer, answer_to_get)
+        self.measure(clock, RequestKind::LookUp, answer, answer_to_get)
             .await
     }
 
@@ -84,14 +84,14 @@ impl<U: Upstream> MeteredUpstream<U> {
                 }
             }
         };
-        self.measure(clock, UpstreamRequest::List, answer, answer_to_get)
+        self.measure(clock, RequestKind::List, answer, answer_to_get)
             .await
     }
 
     async fn measure<T>(
         &self,
         clock: &impl Clock,
-        kind: UpstreamRequest,
+        kind: RequestKind,
         request: impl Future<Output = T>,
         classify: impl FnOnce(&T) -> AnswerClass,
     ) -> T {

@@ -38,10 +38,10 @@ use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::Occasion;
 use crate::order::Timestamp;
-use crate::pace::{Call, Pace, RequestKind};
+use crate::pace::{Call, Pace};
 use crate::process::Stop;
 use crate::store::{NewOrders, StartCandidate, Transition};
-use crate::upstream::Upstream;
+use crate::upstream::{RequestKind, Upstream};
 
 /// The orders that are being started, by stage.
 pub(super) struct StartPipeline<'a, U, C> {

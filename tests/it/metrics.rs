@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use order_service::clock::{Clock, SystemClock};
-use order_service::reconciler_metrics::{AnswerClass, UpstreamRequest};
+use order_service::reconciler_metrics::AnswerClass;
+use order_service::upstream::RequestKind;
 use serde_json::Value;
 
 use crate::environment::{Client, PATIENCE, TestEnvironment, fill, ready, until, with_api};
@@ -330,7 +331,7 @@ async fn an_unreachable_upstream_is_counted_as_unreachable() {
         heartbeat
             .metrics
             .requests()
-            .any(|(kind, _, _)| kind == UpstreamRequest::Start)
+            .any(|(kind, _, _)| kind == RequestKind::Start)
     );
 }
 

@@ -1,8 +1,7 @@
 //! The start rate: the intervals between starts, and how it rises, is reduced and returns.
 
 use super::*;
-use crate::pace::RequestKind;
-use crate::upstream::Cause;
+use crate::upstream::{Cause, RequestKind};
 
 fn overload() -> Failure {
     Failure::new("answered 503", Cause::ServiceUnavailable)
