@@ -285,7 +285,7 @@ impl Pace {
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
-        self.throttling.on_answered(call.is_start());
+        self.throttling.on_answered(call.kind);
         self.rate.on_answered(call);
         match call.is_start() {
             true => self.are_starts_in_doubt = false,
@@ -321,9 +321,9 @@ impl Pace {
         let is_pause = failure.retry_after.is_some() && !concerns_order;
         self.are_starts_in_doubt |= call.is_start() && (is_doubt || is_pause);
         match failure.cause {
-            Cause::TooManyRequests => self.throttling.on_too_many_requests(call.is_start(), now),
+            Cause::TooManyRequests => self.throttling.on_too_many_requests(call.kind, now),
             Cause::NoConnection | Cause::Timeout => {}
-            _ => self.throttling.on_answered(call.is_start()),
+            _ => self.throttling.on_answered(call.kind),
         }
         let is_down = self.breaker.on_failed(call, now, failure);
         (is_reduced, is_down)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::order::Timestamp;
+use crate::upstream::RequestKind;
 
 /// Time without another answer after which requests that are answered 429 are reported: five starts at the
 /// lowest rate, and more than a rate limit throttles now and then.
@@ -43,17 +44,17 @@ impl Throttling {
     }
 
     /// Records a request that was answered 429.
-    pub(super) fn on_too_many_requests(&mut self, is_start: bool, now: Timestamp) {
+    pub(super) fn on_too_many_requests(&mut self, kind: RequestKind, now: Timestamp) {
         let first = Throttled {
             since: now,
             requests: 0,
         };
-        self.of_kind(is_start).get_or_insert(first).requests += 1;
+        self.of_kind(kind).get_or_insert(first).requests += 1;
     }
 
     /// Records an answer other than 429.
-    pub(super) fn on_answered(&mut self, is_start: bool) {
-        *self.of_kind(is_start) = None;
+    pub(super) fn on_answered(&mut self, kind: RequestKind) {
+        *self.of_kind(kind) = None;
     }
 
     /// Returns the same, since `now` at the latest, for a clock that was set back.
@@ -65,10 +66,10 @@ impl Throttling {
         self
     }
 
-    fn of_kind(&mut self, is_start: bool) -> &mut Option<Throttled> {
-        match is_start {
-            true => &mut self.starts,
-            false => &mut self.polls,
+    fn of_kind(&mut self, kind: RequestKind) -> &mut Option<Throttled> {
+        match kind {
+            RequestKind::Start => &mut self.starts,
+            RequestKind::LookUp | RequestKind::List => &mut self.polls,
         }
     }
 }
@@ -86,10 +87,10 @@ mod tests {
     #[test]
     fn requests_of_a_kind_count_as_throttled_until_one_is_answered() {
         let mut throttling = Throttling::default();
-        throttling.on_too_many_requests(true, Timestamp(1_000));
+        throttling.on_too_many_requests(RequestKind::Start, Timestamp(1_000));
         assert_eq!(throttling.starts(Timestamp(10_999)), None);
-        throttling.on_too_many_requests(true, Timestamp(9_000));
-        throttling.on_answered(false);
+        throttling.on_too_many_requests(RequestKind::Start, Timestamp(9_000));
+        throttling.on_answered(RequestKind::LookUp);
         let expected = Throttled {
             since: Timestamp(1_000),
             requests: 2,
@@ -98,9 +99,9 @@ mod tests {
         assert_eq!(throttling.polls(Timestamp(11_000)), None);
         let again = throttling.clamp_times(Timestamp(500));
         assert!(again.starts(Timestamp(10_500)).is_some());
-        throttling.on_answered(true);
+        throttling.on_answered(RequestKind::Start);
         assert_eq!(throttling, Throttling::default());
-        throttling.on_too_many_requests(false, Timestamp(0));
+        throttling.on_too_many_requests(RequestKind::LookUp, Timestamp(0));
         assert!(throttling.polls(Timestamp(11_000)).is_some());
     }
 }
