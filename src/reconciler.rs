@@ -17,7 +17,7 @@ mod observations;
 mod observe;
 mod once;
 mod order_log;
-mod pace_log;
+mod pace_results;
 mod pass;
 mod poll_due;
 mod probe;

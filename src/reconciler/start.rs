@@ -29,7 +29,7 @@ use std::time::Duration;
 use super::context::{Context, Stage};
 use super::heartbeat::HeartbeatWriter;
 use super::in_flight::{Answer, Request, Requests};
-use super::pace_log::on_result;
+use super::pace_results::on_result;
 use super::poll_due::reached;
 use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};

@@ -1,4 +1,5 @@
-//! The log lines about the pace: changes by answers, and limits that make orders wait.
+//! The results of requests: reported to the pace, with log lines about what that changes, and about limits that
+//! make orders wait.
 
 use std::time::Duration;
 
