@@ -2,13 +2,13 @@
 //!
 //! No clock, no network, no database: the moment comes in, the action goes out. `reconciler` carries it
 //! out; `pace` chooses how fast and how often. `decide/open_order.rs` has the order and its observation, and
-//! `decide/absence.rs` the settings and which absences count by them.
+//! `decide/policy.rs` the settings and which absences count by them.
 
-mod absence;
 mod open_order;
+mod policy;
 
-pub use self::absence::{LostProcess, Policy};
 pub use self::open_order::{Intent, Observation, OpenOrder, Phase, is_in_doubt};
+pub use self::policy::{LostProcess, Policy};
 use crate::order::{Observed, Outcome, Reason, Timestamp};
 
 /// The occasion of a decision.
