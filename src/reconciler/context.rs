@@ -82,7 +82,7 @@ impl<U, C> Context<U, C> {
         for OrderChange { seq, step } in logged.into_iter().flatten() {
             // Nothing was recorded of an order that had moved on.
             if !recorded.conflicts.contains(&seq) {
-                order_log::log_step(&self.store, seq, &step, now).await;
+                order_log::log_transition(&self.store, seq, &step, now).await;
             }
         }
         Ok((recorded, report))

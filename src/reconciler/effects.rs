@@ -27,57 +27,57 @@ pub struct Decision<'a> {
 
 /// Adds the transitions that follow from a decision. `refusal` is the upstream's answer when it refused the
 /// order's start.
-pub(super) fn apply(
+pub(super) fn add_transitions(
     decision: &Decision<'_>,
     id: &str,
     refusal: Option<&str>,
     now: Timestamp,
-    steps: &mut Vec<Transition>,
+    transitions: &mut Vec<Transition>,
 ) {
     let Decision {
         order, observation, ..
     } = *decision;
     match decision.action {
         Action::Wait | Action::Start | Action::LookUp => {}
-        Action::Adopt => adopt(order, steps),
+        Action::Adopt => adopt(order, transitions),
         Action::AdoptAndSettle(outcome) => {
-            adopt(order, steps);
-            steps.push(Transition::Settled(outcome));
+            adopt(order, transitions);
+            transitions.push(Transition::Settled(outcome));
         }
         Action::Settle(outcome) => {
-            steps.push(Transition::Settled(outcome));
+            transitions.push(Transition::Settled(outcome));
         }
-        Action::MarkObserved => steps.push(Transition::ProcessObserved),
+        Action::MarkObserved => transitions.push(Transition::ProcessObserved),
         Action::MarkMissing => {
             let began_at = observation.map_or(now, |observation| observation.began_at);
-            steps.push(Transition::Missed { began_at });
+            transitions.push(Transition::Missed { began_at });
         }
         Action::Fail => {
-            steps.extend(intent_discounted(decision));
-            steps.push(Transition::FailedByPolicy);
+            transitions.extend(intent_discounted(decision));
+            transitions.push(Transition::FailedByPolicy);
         }
         Action::Flag(reason) => {
-            steps.extend(intent_discounted(decision));
+            transitions.extend(intent_discounted(decision));
             let observed = observation.map(|observation| &observation.observed);
-            steps.push(Transition::Flagged(AttentionUpdate {
+            transitions.push(Transition::Flagged(AttentionUpdate {
                 reason,
                 detail: attention_detail(reason, order.starts, observed, refusal),
                 next_attempt_at: now.after(backoff(id, order.attempts + 1)),
             }));
         }
-        Action::ClearAttention => steps.push(Transition::Cleared),
+        Action::ClearAttention => transitions.push(Transition::Cleared),
     }
 }
 
 /// Adds the transitions for a process that was found. A start that did not count any more has then taken
 /// effect after all.
-fn adopt(order: &OpenOrder, steps: &mut Vec<Transition>) {
+fn adopt(order: &OpenOrder, transitions: &mut Vec<Transition>) {
     let uncounted = order.intent.filter(|_| !order.is_intent_counted());
-    steps.extend(uncounted.map(|intent| Transition::Counted {
+    transitions.extend(uncounted.map(|intent| Transition::Counted {
         written_at: intent.written_at,
         is_counted: true,
     }));
-    steps.push(match order.phase {
+    transitions.push(match order.phase {
         Phase::Created => Transition::Adopted,
         Phase::Processing { .. } => Transition::Restarted { is_observed: true },
     });

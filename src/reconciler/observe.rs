@@ -107,7 +107,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let mut running = 0;
         let mut changes = undetermined(observations, &policy, now);
         let mut report = Report::default();
-        let mut steps = Vec::new();
+        let mut transitions = Vec::new();
         let mut to_repeat = Vec::new();
         for (index, mut order) in observations.orders.orders().enumerate() {
             let observation = observations.observation(index);
@@ -120,10 +120,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let id = observations.orders.ids().get(index);
             let missed = newly_missing(&decision, &policy);
             for decision in missed.iter().chain([&decision]) {
-                effects::apply(decision, id, None, now, &mut steps);
+                effects::add_transitions(decision, id, None, now, &mut transitions);
             }
             let (action, seq) = (decision.action, order.seq);
-            changes.extend(steps.drain(..).map(|step| OrderChange { seq, step }));
+            changes.extend(transitions.drain(..).map(|step| OrderChange { seq, step }));
             if action == Action::Start {
                 if let Some(observation) = observation.filter(|_| missed.is_some()) {
                     order.mark_missing(observation.began_at);

@@ -21,7 +21,12 @@ pub(super) fn is_enabled() -> bool {
 }
 
 /// Logs a transition of an order.
-pub(super) async fn log_step(store: &Store, seq: i64, step: &Transition, now: Timestamp) {
+pub(super) async fn log_transition(
+    store: &Store,
+    seq: i64,
+    transition: &Transition,
+    now: Timestamp,
+) {
     let mut pages = pin!(store.pages(Filter::default(), Cursor::bare(seq - 1), 1));
     let Ok(Some((orders, _))) = pages.try_next().await else {
         return;
@@ -29,7 +34,7 @@ pub(super) async fn log_step(store: &Store, seq: i64, step: &Transition, now: Ti
     let Some(order) = orders.first().filter(|order| order.seq == seq) else {
         return;
     };
-    if let Some(text) = describe(step, order, now) {
+    if let Some(text) = describe(transition, order, now) {
         let id = order.id.as_str();
         if id.contains([' ', '"']) {
             log::debug!(target: TARGET, "{id:?} {text}");
@@ -40,9 +45,9 @@ pub(super) async fn log_step(store: &Store, seq: i64, step: &Transition, now: Ti
 }
 
 /// Describes a transition for the log, or returns `None` if there is nothing to see.
-fn describe(step: &Transition, order: &Order, now: Timestamp) -> Option<String> {
+fn describe(transition: &Transition, order: &Order, now: Timestamp) -> Option<String> {
     let took = span(now.since(order.created_at));
-    Some(match step {
+    Some(match transition {
         Transition::Started { .. } => "started".to_owned(),
         Transition::Restarted { .. } => "started again: the upstream had forgotten it".to_owned(),
         Transition::Adopted => "has a process already, which is adopted".to_owned(),

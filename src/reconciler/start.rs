@@ -258,24 +258,24 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         match conclusion.next {
             Some(Request::Start) => {
                 self.context.enter(Stage::WritingIntent, &order);
-                self.commits.add_intent(order, conclusion.steps);
+                self.commits.add_intent(order, conclusion.transitions);
             }
             Some(Request::LookUp) => {
                 self.context.enter(Stage::Ready, &order);
                 self.ready
                     .push_back((Request::LookUp, order, Duration::MAX));
             }
-            None => self.write_result(&order, conclusion.steps),
+            None => self.write_result(&order, conclusion.transitions),
         }
     }
 
-    fn write_result(&mut self, order: &StartCandidate, steps: Vec<Transition>) {
-        let stage = match steps.is_empty() {
+    fn write_result(&mut self, order: &StartCandidate, transitions: Vec<Transition>) {
+        let stage = match transitions.is_empty() {
             true => Stage::Done,
             false => Stage::WritingResult,
         };
         self.context.enter(stage, order);
-        self.commits.add(order, steps);
+        self.commits.add(order, transitions);
     }
 
     fn on_committed(&mut self, committed: Committed) {

@@ -18,7 +18,7 @@ use crate::upstream::{Cause, Failure, StartError, Upstream};
 #[derive(Debug, Default)]
 pub(super) struct Conclusion {
     /// The transitions to record; for a start, its intent.
-    pub steps: Vec<Transition>,
+    pub transitions: Vec<Transition>,
     /// The request to send next.
     pub next: Option<Request>,
     /// Reason why the upstream gave no usable answer.
@@ -97,6 +97,7 @@ impl<U, C> Context<U, C> {
         now: Timestamp,
     ) -> Conclusion {
         let mut conclusion = Conclusion::default();
+        let transitions = &mut conclusion.transitions;
         match answer {
             Answer::Observed(observation) => {
                 return self.conclude(candidate, Occasion::Dequeue, Some(&observation), None, now);
@@ -109,21 +110,20 @@ impl<U, C> Context<U, C> {
                 return self.on_refusal(candidate, &observation, &detail, now);
             }
             Answer::Accepted { is_observed } if candidate.order.phase == Phase::Created => {
-                conclusion.steps.push(Transition::Started { is_observed });
+                transitions.push(Transition::Started { is_observed });
             }
             Answer::Accepted { is_observed } => {
-                conclusion.steps.push(Transition::Restarted { is_observed });
+                transitions.push(Transition::Restarted { is_observed });
             }
             Answer::NotObserved(failure) => {
                 let StartCandidate { id, order } = candidate;
-                let step = effects::delayed(order, id.as_str(), &failure, &self.policy(), now);
-                conclusion.steps.extend(step);
+                let delayed = effects::delayed(order, id.as_str(), &failure, &self.policy(), now);
+                transitions.extend(delayed);
                 conclusion.failure = Some(failure);
             }
             Answer::WithoutEffect(failure) => {
-                conclusion.steps.push(Transition::Withdrawn);
-                let step = effects::postponed(candidate.id.as_str(), &failure, now);
-                conclusion.steps.extend(step);
+                transitions.push(Transition::Withdrawn);
+                transitions.extend(effects::postponed(candidate.id.as_str(), &failure, now));
                 conclusion.failure = Some(failure);
             }
             Answer::Ambiguous {
@@ -136,8 +136,8 @@ impl<U, C> Context<U, C> {
                 ..
             } => {
                 let timeout = self.settings.request_timeout;
-                let step = effects::given_up(candidate, answer_status, &failure, timeout, now);
-                conclusion.steps.push(step);
+                let given_up = effects::given_up(candidate, answer_status, &failure, timeout, now);
+                transitions.push(given_up);
                 conclusion.failure = Some(failure);
             }
         }
@@ -165,7 +165,7 @@ impl<U, C> Context<U, C> {
         };
         let (occasion, observation, detail) = (Occasion::Refusal, Some(observation), Some(detail));
         let mut conclusion = self.conclude(&withdrawn, occasion, observation, detail, now);
-        conclusion.steps.insert(0, Transition::Withdrawn);
+        conclusion.transitions.insert(0, Transition::Withdrawn);
         conclusion
     }
 
@@ -179,20 +179,20 @@ impl<U, C> Context<U, C> {
         now: Timestamp,
     ) -> Conclusion {
         let decision = self.decide(&candidate.order, occasion, observation, now);
-        let (id, mut steps) = (candidate.id.as_str(), Vec::new());
-        effects::apply(&decision, id, refusal, now, &mut steps);
+        let (id, mut transitions) = (candidate.id.as_str(), Vec::new());
+        effects::add_transitions(&decision, id, refusal, now, &mut transitions);
         let next = match decision.action {
             Action::Start => {
-                steps.extend(effects::intent_discounted(&decision));
+                transitions.extend(effects::intent_discounted(&decision));
                 let previous = candidate.order.intent.map(|intent| intent.written_at);
-                steps.push(Transition::Intended { previous });
+                transitions.push(Transition::Intended { previous });
                 Some(Request::Start)
             }
             Action::LookUp => Some(Request::LookUp),
             _ => None,
         };
         Conclusion {
-            steps,
+            transitions,
             next,
             failure: None,
         }

@@ -53,15 +53,16 @@ pub(super) struct Committed {
 
 impl<'a> StartCommits<'a> {
     /// Adds changes of an order to the next commit.
-    pub fn add(&mut self, order: &StartCandidate, steps: Vec<Transition>) {
+    pub fn add(&mut self, order: &StartCandidate, transitions: Vec<Transition>) {
         let seq = order.order.seq;
-        let changes = steps.into_iter().map(|step| OrderChange { seq, step });
-        self.changes.extend(changes);
+        let transitions = transitions.into_iter();
+        self.changes
+            .extend(transitions.map(|step| OrderChange { seq, step }));
     }
 
     /// Adds changes of an order, with the intent to start it, to the next commit.
-    pub fn add_intent(&mut self, order: StartCandidate, steps: Vec<Transition>) {
-        self.add(&order, steps);
+    pub fn add_intent(&mut self, order: StartCandidate, transitions: Vec<Transition>) {
+        self.add(&order, transitions);
         self.intents.push(order);
     }
 
