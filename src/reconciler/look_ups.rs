@@ -133,7 +133,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if let Some(index) = index {
             match result {
                 Ok(observed) => {
-                    observations.add_look_up(index, Observation { observed, began_at });
+                    let observation = Observation { observed, began_at };
+                    observations.looked_up.insert(index, observation);
                 }
                 Err(failure) => observations.add_failure(index, failure),
             }

@@ -165,11 +165,6 @@ impl Observations {
         unconfirmed
     }
 
-    /// Adds the answer to a look-up.
-    pub fn add_look_up(&mut self, index: usize, observation: Observation) {
-        self.looked_up.insert(index, observation);
-    }
-
     /// Adds the failure of a look-up.
     pub fn add_failure(&mut self, index: usize, failure: Failure) {
         self.is_complete = false;
