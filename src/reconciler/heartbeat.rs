@@ -46,8 +46,8 @@ impl HeartbeatWriter {
         }
     }
 
-    /// Writes a heartbeat if the upstream's availability has changed, or if the last one is old. `starting`
-    /// is the number of orders that are being started.
+    /// Writes a heartbeat if the upstream's availability or its pause of starts has changed, or if the last one
+    /// is old. `starting` is the number of orders that are being started.
     pub async fn write_if_due<U, C: Clock>(
         &mut self,
         context: &Context<U, C>,

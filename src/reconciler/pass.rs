@@ -1,5 +1,5 @@
 //! The pass, and `run`, the loop that makes passes. A pass observes, decides, settles, and then starts what is
-//! due until the next poll is due.
+//! due until the next pass is due.
 
 use std::time::Duration;
 
