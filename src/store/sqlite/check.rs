@@ -6,6 +6,7 @@ use rusqlite::{Connection, Row};
 use super::open;
 use crate::store::Finding;
 use crate::store::check::{Check, Findings, SCHEMA};
+use crate::store::lines::BoxError;
 
 const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \
                        restore the newest backup; then look after the disk";
@@ -16,7 +17,7 @@ pub(super) fn check(db: &Connection, on_finding: &mut dyn FnMut(Finding)) {
         on_finding,
         unreadable: DAMAGED,
     };
-    check.part("schema", SCHEMA, |found| Ok(schema(db, found)?));
+    check.part("schema", SCHEMA, |found| schema(db, found));
     check.part("pages", DAMAGED, |found| Ok(pages(db, found)?));
     check.everything(db);
 }
@@ -34,9 +35,9 @@ fn each(
     Ok(())
 }
 
-/// Reports tables and indexes that differ from those of the migrations. A query that names a
-/// missing index fails.
-fn schema(db: &Connection, found: &mut Findings<'_>) -> rusqlite::Result<()> {
+/// Reports tables and indexes that differ from those of the migrations up to the file's format. A query
+/// that names a missing index fails.
+fn schema(db: &Connection, found: &mut Findings<'_>) -> Result<(), BoxError> {
     // SQLite's own objects have no SQL text.
     const SCHEMA_OF: &str =
         "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
@@ -48,8 +49,10 @@ fn schema(db: &Connection, found: &mut Findings<'_>) -> rusqlite::Result<()> {
         })?;
         Ok(schema)
     };
-    let wanted = read(&open::empty()?)?;
-    let present = read(db)?;
+    // Another program may be migrating the file.
+    let snapshot = db.unchecked_transaction()?;
+    let wanted = read(&open::empty(open::format(&snapshot)?)?)?;
+    let present = read(&snapshot)?;
     for (name, sql) in &wanted {
         match present.iter().find(|(other, _)| other == name) {
             None => found.add(None, format!("the {name} is missing")),

@@ -80,7 +80,7 @@ impl CopySide {
     pub fn new_file(path: &Path) -> Result<Self, OpenError> {
         let made = Connection::open(path).and_then(|db| {
             db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
-            open::create_schema(&db)?;
+            open::upgrade(&db, 0, open::FORMAT)?;
             db.execute("DELETE FROM histories", [])?;
             Ok(db)
         });

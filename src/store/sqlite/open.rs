@@ -37,7 +37,7 @@ const MIGRATIONS: &[&str] = &[
 const FORMAT_FIRST: i64 = 6;
 
 /// Format that this program writes, stored as the file's `user_version`.
-const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
+pub(super) const FORMAT: i64 = FORMAT_FIRST + MIGRATIONS.len() as i64 - 1;
 
 /// The first format that can say that the orders are in another database.
 const FORMAT_WITH_RELOCATION: i64 = 8;
@@ -147,7 +147,7 @@ fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection,
     let format = format(&db)?;
     pragmas(&db)?;
     let change = Transaction::new(&mut db, TransactionBehavior::Immediate)?;
-    upgrade(&change, format)?;
+    upgrade(&change, format, FORMAT)?;
     if let (0, Purpose::Copy(Some(mark))) = (format, purpose) {
         change.execute_batch(mark)?;
     }
@@ -166,7 +166,7 @@ fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection,
 }
 
 /// Returns the format of a file; 0 if the file is empty.
-fn format(db: &Connection) -> Result<i64, BoxError> {
+pub(super) fn format(db: &Connection) -> Result<i64, BoxError> {
     // One statement has one snapshot: another program may be creating the file.
     const FORMAT_OF_FILE: &str = "\
         SELECT application_id, user_version, (SELECT count(*) = 0 FROM sqlite_schema) \
@@ -185,9 +185,9 @@ fn format(db: &Connection) -> Result<i64, BoxError> {
     Err(OpenReason::from(refused).into())
 }
 
-/// Runs the migrations after format `from`.
-fn upgrade(db: &Connection, from: i64) -> rusqlite::Result<()> {
-    for (format, migration) in (FORMAT_FIRST..).zip(MIGRATIONS) {
+/// Runs the migrations after format `from`, which is 0 if there is no schema yet, up to format `to`.
+pub(super) fn upgrade(db: &Connection, from: i64, to: i64) -> rusqlite::Result<()> {
+    for (format, migration) in (FORMAT_FIRST..=to).zip(MIGRATIONS) {
         if format > from {
             db.execute_batch(migration)?;
             db.pragma_update(None, "user_version", format)?;
@@ -426,16 +426,11 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
     Ok((db, path, format))
 }
 
-/// Creates an empty in-memory database by running the migrations.
-pub(super) fn empty() -> rusqlite::Result<Connection> {
+/// Creates an empty in-memory database of this format by running the migrations.
+pub(super) fn empty(format: i64) -> rusqlite::Result<Connection> {
     let db = Connection::open_in_memory()?;
-    create_schema(&db)?;
+    upgrade(&db, 0, format)?;
     Ok(db)
-}
-
-/// Runs all migrations on an empty database.
-pub(super) fn create_schema(db: &Connection) -> rusqlite::Result<()> {
-    upgrade(db, 0)
 }
 
 /// Flags that open a file and never create one. A connection is used by one thread at a time.
@@ -446,40 +441,51 @@ fn existing() -> OpenFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::order::OrderId;
-    use crate::store::{DatabaseUrl, Mode, ReadOnlyDatabase, Store};
+    use crate::order::{OrderId, Timestamp};
+    use crate::store::{DatabaseUrl, Mode, ReadOnlyDatabase, Store, back_up};
+
+    /// Creates a database of this format with one order.
+    fn create(path: &Path, format: i64) {
+        let db = Connection::open(path).unwrap();
+        upgrade(&db, 0, format).unwrap();
+        begin_history(&db, "1").unwrap();
+        db.execute_batch(
+            "INSERT INTO orders (id, status, created_at, updated_at) \
+             VALUES ('a1', 'CREATED', 5, 5); \
+             INSERT INTO journal (order_seq, at, reason) VALUES (1, 5, 'created')",
+        )
+        .unwrap();
+    }
+
+    fn format_of(path: impl AsRef<Path>) -> i64 {
+        format(&for_reading(path.as_ref()).unwrap().0).unwrap()
+    }
+
+    fn assert_sound(url: &DatabaseUrl, format: i64) {
+        let mut findings = Vec::new();
+        let database = ReadOnlyDatabase::open(url).unwrap();
+        database.check(|finding| findings.push(finding));
+        assert_eq!(findings, [], "{format}");
+    }
 
     #[tokio::test]
-    async fn a_file_of_every_format_since_the_first_is_brought_up_to_date_and_keeps_its_orders() {
-        for (count, format) in (1..=MIGRATIONS.len()).zip(FORMAT_FIRST..) {
+    async fn a_file_of_every_format_is_read_as_it_is_and_brought_up_to_date_by_the_first_use() {
+        for format in FORMAT_FIRST..=FORMAT {
             let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("orders.db");
-            let db = Connection::open(&path).unwrap();
-            for migration in &MIGRATIONS[..count] {
-                db.execute_batch(migration).unwrap();
-            }
-            db.pragma_update(None, "user_version", format).unwrap();
-            db.execute_batch(
-                "INSERT INTO orders (id, status, created_at, updated_at) \
-                 VALUES ('a1', 'CREATED', 5, 5); \
-                 INSERT INTO journal (order_seq, at, reason) VALUES (1, 5, 'created')",
-            )
-            .unwrap();
-            drop(db);
+            let [path, backup] = ["orders.db", "backup.db"].map(|name| folder.path().join(name));
+            create(&path, format);
             let url = DatabaseUrl::from(path.clone());
-            ReadOnlyDatabase::open(&url).unwrap();
+            assert_sound(&url, format);
+            let database = ReadOnlyDatabase::open(&url).unwrap();
+            database.prunable(Timestamp(9)).unwrap();
+            back_up(&url, &backup, false).await.unwrap();
+            assert_sound(&DatabaseUrl::from(backup.clone()), format);
+            assert_eq!([&path, &backup].map(format_of), [format; 2]);
             let store = Store::open(&url, Mode::Threaded).unwrap();
             let order = store.find(&OrderId::new("a1").unwrap()).await.unwrap();
             assert_eq!(order.map(|found| found.order.seq), Some(1), "{format}");
-            let (db, _) = for_reading(&path).unwrap();
-            let now: i64 = db
-                .pragma_query_value(None, "user_version", |row| row.get(0))
-                .unwrap();
-            assert_eq!(now, FORMAT, "{format}");
-            let mut findings = Vec::new();
-            let database = ReadOnlyDatabase::open(&url).unwrap();
-            database.check(|finding| findings.push(finding));
-            assert_eq!(findings, [], "{format}");
+            assert_eq!(format_of(&path), FORMAT, "{format}");
+            assert_sound(&url, format);
         }
     }
 }

@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn the_query_is_not_prepared_again_for_another_position() {
-        let db = open::empty().unwrap();
+        let db = open::empty(open::FORMAT).unwrap();
         open::keep_in_memory(&db, 1_024).unwrap();
         let mut query = db.prepare_cached(NEXT_OPEN).unwrap();
         for after in 0..3 {

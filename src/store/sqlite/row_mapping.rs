@@ -91,7 +91,7 @@ mod tests {
 
     /// Returns the plan of a query on an empty database, which must not sort rows.
     fn plan(sql: &str) -> String {
-        let db = open::empty().unwrap();
+        let db = open::empty(open::FORMAT).unwrap();
         let mut query = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let values = vec![0; query.parameter_count()];
         let lines = query
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn orders_are_counted_by_reason_without_reading_each() {
-        let db = open::empty().unwrap();
+        let db = open::empty(open::FORMAT).unwrap();
         let mut plan = db
             .prepare(&format!("EXPLAIN QUERY PLAN {ATTENTION}"))
             .unwrap();

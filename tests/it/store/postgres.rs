@@ -96,6 +96,7 @@ fn commands_that_only_read_leave_the_database_as_it_is() {
     for (arguments, code) in [
         (&["backup", "one.db"][..], 0),
         (&["check"], 0),
+        (&["prune", "--settled-before", "1d", "--dry-run"], 0),
         (&["explain", "a1"], 1),
         // There is no upstream.
         (&["account", "--order-process-url", "http://127.0.0.1:9"], 4),

@@ -143,7 +143,7 @@ async fn more_writes_than_may_wait_are_refused_at_once() {
 
 #[test]
 fn no_condition_of_the_schema_has_a_table_built_to_check_it() {
-    let db = open::empty().unwrap();
+    let db = open::empty(open::FORMAT).unwrap();
     for sql in [
         INSERT_ORDER,
         INSERT_ENTRY,
