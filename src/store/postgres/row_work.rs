@@ -24,9 +24,6 @@ const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 R
 /// Removes the rows of programs that have ended: a later write of one that still runs adds its row anew.
 const FORGET_WRITERS: &str = "DELETE FROM writers WHERE used_at < now() - interval '1 day'";
 
-/// Condition that fails unless the epoch is that of the row.
-const OF_EPOCH: &str = "AND CASE WHEN epoch = $13 THEN true ELSE 1 / (epoch - epoch) = 0 END";
-
 /// Statements of a batch on existing rows.
 pub(super) struct RowWork {
     plan: Option<Plan>,
@@ -171,12 +168,17 @@ pub(super) fn add_heartbeats(writes: &[Pending], steps: &mut Steps) -> Result<()
         } = &pending.write
         {
             let values = heartbeat_values(heartbeat).map_err(Error::value)?;
-            let values = values
+            let mut values: Vec<StepValue> = values
                 .into_iter()
-                .map(|value| -> StepValue { Box::new(value) });
-            let epoch: StepValue = Box::new(*epoch);
-            let sql = format!("{} {OF_EPOCH}", WRITE_HEARTBEAT);
-            steps.add(sql, values.chain([epoch]).collect());
+                .map(|value| -> StepValue { Box::new(value) })
+                .collect();
+            values.push(Box::new(*epoch));
+            let last = values.len();
+            let sql = format!(
+                "{WRITE_HEARTBEAT} \
+                 AND CASE WHEN epoch = ${last} THEN true ELSE 1 / (epoch - epoch) = 0 END"
+            );
+            steps.add(sql, values);
         }
     }
     Ok(())
