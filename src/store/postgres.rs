@@ -244,7 +244,7 @@ impl Engine {
                 })
                 .await?;
             for row in &rows {
-                let id = row.try_get(1).map_err(Error::from)?;
+                let id = row.try_get(0).map_err(Error::from)?;
                 let order = open_order_of(row)?;
                 list.push(id, order).map_err(Error::value)?;
             }

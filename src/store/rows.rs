@@ -155,9 +155,9 @@ pub(super) use needs_operator;
 macro_rules! order_columns {
     () => {
         concat!(
-            "seq, orders.id, status, created_at, updated_at, starts, \
-             attention, attention_since, attention_detail, next_attempt_at, ",
-            $crate::store::rows::needs_operator!()
+            "seq, orders.id, status, created_at, updated_at, starts, attention, ",
+            $crate::store::rows::needs_operator!(),
+            ", attention_since, attention_detail, next_attempt_at"
         )
     };
 }
@@ -178,18 +178,18 @@ pub(super) use order_view_columns;
 pub(super) const OUTAGE: &str = "SELECT upstream_since, upstream_detail, next_pass_at \
                                  FROM heartbeat WHERE id = 1 AND upstream = 'down'";
 
-/// Columns of an [`OpenOrder`], as [`open_order_of`] reads them, and its id.
+/// The id of an order, and the columns of an [`OpenOrder`], as [`open_order_of`] reads them.
 macro_rules! open_order_columns {
     () => {
-        "seq, id, status, starts, intent_at, given_up_at, start_answer, confirmed_at, attempts, \
-         next_attempt_at, attention, missed_at, released_at, process_seen"
+        "id, seq, confirmed_at, missed_at, process_seen, intent_at, given_up_at, start_answer, \
+         starts, released_at, attempts, next_attempt_at, attention"
     };
 }
 pub(super) use open_order_columns;
 
 /// Columns of an [`Event`], as [`event_of`] reads them.
-pub(super) const EVENT: &str = "seq, order_seq, \
-     (SELECT id FROM orders WHERE orders.seq = journal.order_seq), at, reason";
+pub(super) const EVENT: &str = "reason, seq, order_seq, \
+     (SELECT id FROM orders WHERE orders.seq = journal.order_seq), at";
 
 /// Columns of a [`JournalEntry`], as [`entry_of`] reads them. The order is looked up only for
 /// entries that settle it.
@@ -231,8 +231,8 @@ pub(super) const HISTORIES: &str =
     "SELECT id, newest_order, newest_entry, pruned FROM histories ORDER BY number";
 
 /// Query for the heartbeat, as [`heartbeat_of`] reads it.
-pub(super) const HEARTBEAT: &str = "SELECT leader_since, last_pass_at, next_pass_at, last_seen_at, \
-     upstream, upstream_since, upstream_detail, next_look_at, learned, tally, led_until, policy \
+pub(super) const HEARTBEAT: &str = "SELECT leader_since, led_until, policy, last_pass_at, next_pass_at, \
+     last_seen_at, upstream, upstream_since, upstream_detail, next_look_at, learned, tally \
      FROM heartbeat WHERE id = 1";
 
 /// Reads an order and the time of the next poll.
@@ -263,88 +263,85 @@ fn outage_at<R: Columns>(row: &R, first: usize) -> Result<Outage, R::Error> {
 /// Reads an order. While the upstream is down, an open order without attention of its own has that
 /// of the outage.
 pub(super) fn order_of<R: Columns>(row: &R, outage: Option<&Outage>) -> Result<Order, R::Error> {
-    let status = row.status(2)?;
-    let created_at = Timestamp(row.number(3)?);
-    let attention = match row.reason(6)? {
+    let mut order = Order {
+        seq: row.number(0)?,
+        id: row.id(1)?,
+        status: row.status(2)?,
+        created_at: Timestamp(row.number(3)?),
+        updated_at: Timestamp(row.number(4)?),
+        starts: row.count(5)?,
+        attention: None,
+    };
+    order.attention = match row.reason(6)? {
         Some(reason) => {
-            let by = row.resolved_by(10)?;
+            let by = row.resolved_by(7)?;
             // A PROCESSING order that is held is still polled.
-            let is_idle =
-                (status, reason, by) == (Status::Created, Reason::MaxStarts, ResolvedBy::Operator);
+            let is_idle = (order.status, reason, by)
+                == (Status::Created, Reason::MaxStarts, ResolvedBy::Operator);
             Some(Attention {
                 reason,
                 by,
-                since: Timestamp(row.number(7)?),
-                detail: row.word(8)?.to_owned(),
-                next_attempt_at: row.time(9)?.filter(|_| !is_idle),
+                since: Timestamp(row.number(8)?),
+                detail: row.word(9)?.to_owned(),
+                next_attempt_at: row.time(10)?.filter(|_| !is_idle),
             })
         }
         None => outage
-            .filter(|_| !status.is_settled())
-            .map(|outage| outage.attention(created_at)),
+            .filter(|_| !order.status.is_settled())
+            .map(|outage| outage.attention(order.created_at)),
     };
-    Ok(Order {
-        seq: row.number(0)?,
-        id: row.id(1)?,
-        status,
-        created_at,
-        updated_at: Timestamp(row.number(4)?),
-        starts: row.count(5)?,
-        attention,
-    })
+    Ok(order)
 }
 
 /// Reads an order that may be started.
 pub(super) fn start_candidate_of<R: Columns>(row: &R) -> Result<StartCandidate, R::Error> {
     Ok(StartCandidate {
-        id: row.id(1)?,
+        id: row.id(0)?,
         order: open_order_of(row)?,
     })
 }
 
 /// Reads the state of an open order.
 pub(super) fn open_order_of<R: Columns>(row: &R) -> Result<OpenOrder, R::Error> {
-    let phase = match row.time(7)? {
-        None => Phase::Created,
-        Some(confirmed_at) => Phase::Processing {
-            confirmed_at,
-            missed_at: row.time(11)?,
-        },
-    };
-    let intent = match row.time(4)? {
-        None => None,
-        Some(written_at) => Some(Intent {
-            written_at,
-            given_up_at: row.time(5)?,
-            answer_status: match row.integer(6)? {
-                None => None,
-                Some(_) => Some(row.count(6)?),
-            },
-        }),
-    };
     Ok(OpenOrder {
-        seq: row.number(0)?,
-        phase,
-        is_observed: row.boolean(13)?,
-        intent,
-        starts: row.count(3)?,
-        restart_requested: row.time(12)?.is_some(),
-        attempts: row.count(8)?,
-        next_attempt_at: row.time(9)?,
-        attention: row.reason(10)?,
+        seq: row.number(1)?,
+        phase: match row.time(2)? {
+            None => Phase::Created,
+            Some(confirmed_at) => Phase::Processing {
+                confirmed_at,
+                missed_at: row.time(3)?,
+            },
+        },
+        is_observed: row.boolean(4)?,
+        intent: match row.time(5)? {
+            None => None,
+            Some(written_at) => Some(Intent {
+                written_at,
+                given_up_at: row.time(6)?,
+                answer_status: match row.integer(7)? {
+                    None => None,
+                    Some(_) => Some(row.count(7)?),
+                },
+            }),
+        },
+        starts: row.count(8)?,
+        restart_requested: row.time(9)?.is_some(),
+        attempts: row.count(10)?,
+        next_attempt_at: row.time(11)?,
+        attention: row.reason(12)?,
     })
 }
 
 /// Reads an event.
 pub(super) fn event_of<R: Columns>(row: &R) -> Result<Event, R::Error> {
-    let reason = row.event_reason(4)?;
+    let reason = row.event_reason(0)?;
     Ok(Event {
-        seq: row.number(0)?,
-        order_seq: row.number(1)?,
-        order_id: row.id(2)?,
+        seq: row.number(1)?,
+        order_seq: row.number(2)?,
+        order_id: row.id(3)?,
         from: reason.from_status(),
         to: reason.to_status(),
-        at: Timestamp(row.number(3)?),
+        at: Timestamp(row.number(4)?),
         reason,
     })
 }
@@ -411,9 +408,10 @@ pub(super) fn prune_counts_of<R: Columns>(row: &R) -> Result<PruneCounts, R::Err
 }
 
 /// Statement that replaces the heartbeat, with [`heartbeat_values`].
-pub(super) const WRITE_HEARTBEAT: &str = "UPDATE heartbeat SET leader_since = ?1, last_pass_at = ?2, \
-     next_pass_at = ?3, last_seen_at = ?4, upstream = ?5, upstream_since = ?6, upstream_detail = ?7, \
-     next_look_at = ?8, learned = ?9, tally = ?10, led_until = ?11, policy = ?12 WHERE id = 1";
+pub(super) const WRITE_HEARTBEAT: &str = "UPDATE heartbeat SET leader_since = ?1, led_until = ?2, \
+     policy = ?3, last_pass_at = ?4, next_pass_at = ?5, last_seen_at = ?6, upstream = ?7, \
+     upstream_since = ?8, upstream_detail = ?9, next_look_at = ?10, learned = ?11, tally = ?12 \
+     WHERE id = 1";
 
 /// Returns the values of a heartbeat.
 pub(super) fn heartbeat_values(
@@ -426,6 +424,10 @@ pub(super) fn heartbeat_values(
     };
     Ok([
         heartbeat.leader_since.into(),
+        heartbeat.led_until.into(),
+        heartbeat
+            .policy
+            .map_or(Value::Null, |policy| policy.as_str().into()),
         heartbeat.last_pass_at.into(),
         heartbeat.next_pass_at.into(),
         heartbeat.last_observed_at.into(),
@@ -435,34 +437,29 @@ pub(super) fn heartbeat_values(
         heartbeat.next_poll_at.into(),
         Value::Text(serde_json::to_string(&heartbeat.learned)?.into()),
         Value::Text(serde_json::to_string(&heartbeat.metrics)?.into()),
-        heartbeat.led_until.into(),
-        heartbeat
-            .policy
-            .map_or(Value::Null, |policy| policy.as_str().into()),
     ])
 }
 
 /// Reads the heartbeat.
 pub(super) fn heartbeat_of<R: Columns>(row: &R) -> Result<ReconcilerState, R::Error> {
-    let upstream = match (row.word(4)?, row.time(5)?) {
-        ("up", Some(since)) => UpstreamState::Up { since },
-        ("down", Some(since)) => UpstreamState::Down {
-            since,
-            detail: row.word(6)?.to_owned(),
-        },
-        _ => UpstreamState::Unknown,
-    };
     Ok(ReconcilerState {
         leader_since: row.time(0)?,
-        led_until: row.time(10)?,
-        policy: row.text(11)?.and_then(LostProcess::from_word),
-        last_pass_at: row.time(1)?,
-        next_pass_at: row.time(2)?,
-        last_observed_at: row.time(3)?,
-        upstream,
-        next_poll_at: row.time(7)?,
+        led_until: row.time(1)?,
+        policy: row.text(2)?.and_then(LostProcess::from_word),
+        last_pass_at: row.time(3)?,
+        next_pass_at: row.time(4)?,
+        last_observed_at: row.time(5)?,
+        upstream: match (row.word(6)?, row.time(7)?) {
+            ("up", Some(since)) => UpstreamState::Up { since },
+            ("down", Some(since)) => UpstreamState::Down {
+                since,
+                detail: row.word(8)?.to_owned(),
+            },
+            _ => UpstreamState::Unknown,
+        },
+        next_poll_at: row.time(9)?,
         // State learned by another version is learned again; its counters are lost.
-        learned: row.json(8)?,
-        metrics: row.json(9)?,
+        learned: row.json(10)?,
+        metrics: row.json(11)?,
     })
 }
