@@ -329,9 +329,9 @@ impl Store {
     }
 
     /// Checks that orders can be written, by writing a row.
-    pub async fn probe(&self, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn check_writable(&self, now: Timestamp) -> Result<(), StoreError> {
         self.queue()
-            .write(|reply| Write::Probe { now, reply })
+            .write(|reply| Write::CheckWritable { now, reply })
             .await
     }
 

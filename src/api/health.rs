@@ -20,11 +20,11 @@ use crate::pace::UpstreamState;
 use crate::store::{Store, StoreError};
 
 /// Time for which the result of a database check is reused, because each check costs a disk flush.
-const PROBE_VALIDITY: Duration = Duration::from_secs(1);
+const CHECK_VALIDITY: Duration = Duration::from_secs(1);
 
 /// Timeout of a database check, and of reading the heartbeat: together less than the 5 s for which
 /// `order-service health` waits, even if another request has begun a check before.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub(super) struct Health {
     store: Store,
@@ -33,11 +33,11 @@ pub(super) struct Health {
     draining: CancellationToken,
     started_at: Timestamp,
     draining_since: Arc<OnceLock<Timestamp>>,
-    database: tokio::sync::Mutex<Option<ProbeResult>>,
+    database: tokio::sync::Mutex<Option<LastCheck>>,
 }
 
 #[derive(Clone)]
-struct ProbeResult {
+struct LastCheck {
     at: Instant,
     since: Timestamp,
     check: Check,
@@ -155,13 +155,13 @@ impl Health {
     pub async fn database(&self) -> Check {
         let mut cached = self.database.lock().await;
         if let Some(last) = &*cached
-            && last.at.elapsed() < PROBE_VALIDITY
+            && last.at.elapsed() < CHECK_VALIDITY
         {
             return last.check.clone();
         }
         let checked_at = self.store.clock().now();
-        let probe = self.store.probe(checked_at);
-        let (status, detail) = match tokio::time::timeout(PROBE_TIMEOUT, probe).await {
+        let write = self.store.check_writable(checked_at);
+        let (status, detail) = match tokio::time::timeout(CHECK_TIMEOUT, write).await {
             Ok(Ok(())) => (OK, "orders can be written"),
             Ok(Err(StoreError::Overloaded)) => {
                 (FAILING, "orders cannot be written: the write queue is full")
@@ -195,7 +195,7 @@ impl Health {
             detail: detail.to_owned(),
             durability: Some(self.store.durability().as_str()),
         };
-        *cached = Some(ProbeResult {
+        *cached = Some(LastCheck {
             at: Instant::now(),
             since,
             check: check.clone(),
@@ -204,7 +204,7 @@ impl Health {
     }
 
     async fn dependencies(&self) -> Vec<Check> {
-        let read = tokio::time::timeout(PROBE_TIMEOUT, self.reads.heartbeat());
+        let read = tokio::time::timeout(CHECK_TIMEOUT, self.reads.heartbeat());
         let Ok(Ok(heartbeat)) = read.await else {
             return Vec::new();
         };
@@ -274,7 +274,7 @@ mod tests {
 
         std::fs::rename(&path, folder.path().join("away")).unwrap();
         assert!(!create("a1").await);
-        tokio::time::sleep(PROBE_VALIDITY + PAUSE).await;
+        tokio::time::sleep(CHECK_VALIDITY + PAUSE).await;
         let checked_at = SystemClock.now();
         let found = health.database().await;
         assert_eq!(found.status, FAILING);
@@ -283,7 +283,7 @@ mod tests {
 
         std::fs::rename(folder.path().join("away"), &path).unwrap();
         assert!(create("a1").await);
-        tokio::time::sleep(PROBE_VALIDITY + PAUSE).await;
+        tokio::time::sleep(CHECK_VALIDITY + PAUSE).await;
         let checked_at = SystemClock.now();
         let found = health.database().await;
         assert_eq!(found.status, OK);

@@ -113,14 +113,14 @@ mod tests {
         create(&store, "a1").await;
         create(&store, "a2").await;
         assert!(new_orders.next().now_or_never().is_some());
-        store.probe(Timestamp(1)).await.unwrap();
+        store.check_writable(Timestamp(1)).await.unwrap();
         assert!(new_orders.next().now_or_never().is_none(), "no order");
         polled.next().await;
         create(&other, "a3").await;
         assert!(new_orders.next().now_or_never().is_none());
         polled.next().await;
         // The next wake-up, whatever its cause, finds it too.
-        store.probe(Timestamp(1)).await.unwrap();
+        store.check_writable(Timestamp(1)).await.unwrap();
         assert!(new_orders.next().now_or_never().is_some());
     }
 }

@@ -52,7 +52,7 @@ pub(super) enum Write {
         reply: Reply<PruneCounts>,
     },
     /// Checks that orders can be written, by writing a row.
-    Probe { now: Timestamp, reply: Reply<()> },
+    CheckWritable { now: Timestamp, reply: Reply<()> },
     /// Changes nothing. The writer checks its files and checkpoints the log, as at any commit.
     CheckFiles { reply: Reply<()> },
 }
@@ -78,7 +78,7 @@ impl Write {
             Self::Prune { reply, .. } => reply.finish(result),
             Self::Heartbeat { reply, .. }
             | Self::ClampTimes { reply, .. }
-            | Self::Probe { reply, .. }
+            | Self::CheckWritable { reply, .. }
             | Self::CheckFiles { reply } => reply.finish(result),
         }
     }

@@ -204,7 +204,7 @@ async fn a_moved_or_incomplete_database_is_refused_with_one_line() {
             .create(OrderId::new("late").unwrap(), Timestamp(9))
             .await;
         assert!(late.is_err(), "{late:?}");
-        assert!(running.probe(Timestamp(9)).await.is_err());
+        assert!(running.check_writable(Timestamp(9)).await.is_err());
         drop(running);
         let moved = format!("has moved to {to}; ");
         refused(&from, &moved);

@@ -121,7 +121,7 @@ impl Batch {
             match &mut pending.write {
                 Write::Heartbeat { reply, .. }
                 | Write::ClampTimes { reply, .. }
-                | Write::Probe { reply, .. }
+                | Write::CheckWritable { reply, .. }
                 | Write::CheckFiles { reply } => reply.keep(()),
                 Write::Create { .. }
                 | Write::Resolve { .. }
@@ -214,7 +214,7 @@ fn sets_last_batch(write: &Write) -> bool {
         Write::Create { .. }
         | Write::Heartbeat { .. }
         | Write::ClampTimes { .. }
-        | Write::Probe { .. }
+        | Write::CheckWritable { .. }
         | Write::CheckFiles { .. } => false,
     }
 }

@@ -61,7 +61,7 @@ const APPEND: &str = "\
         RETURNING seq) \
     SELECT max(seq) FROM entries";
 
-const PROBE: &str = "INSERT INTO write_probe (id, at) VALUES (1, $1) \
+const CHECK_WRITABLE: &str = "INSERT INTO write_probe (id, at) VALUES (1, $1) \
                      ON CONFLICT (id) DO UPDATE SET at = excluded.at";
 
 const LAST_BATCH: &str = "SELECT batch FROM writers WHERE id = $1";
@@ -280,8 +280,8 @@ impl Writer {
             appended.push(steps.add(APPEND, entry_values(&entries)));
         }
         for pending in &batch.writes {
-            if let Write::Probe { now, .. } = &pending.write {
-                steps.add(PROBE, vec![Box::new(now.0)]);
+            if let Write::CheckWritable { now, .. } = &pending.write {
+                steps.add(CHECK_WRITABLE, vec![Box::new(now.0)]);
             }
         }
         if sets_last_batch {

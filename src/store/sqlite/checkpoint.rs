@@ -230,7 +230,7 @@ mod tests {
              BEGIN INSERT INTO much VALUES (zeroblob({bytes})); END"
         );
         observer.execute_batch(&enlarge).unwrap();
-        store.probe(Timestamp(1)).await.unwrap();
+        store.check_writable(Timestamp(1)).await.unwrap();
         Log::after(observer, STATE).unwrap().frames
     }
 

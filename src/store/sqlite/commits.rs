@@ -109,12 +109,12 @@ mod tests {
             own: store.queue().commits(),
             others: Arc::default(),
         });
-        store.probe(Timestamp(1)).await.unwrap();
+        store.check_writable(Timestamp(1)).await.unwrap();
         for receiver in &mut receivers {
             assert!(receiver.next().now_or_never().is_some());
             assert!(receiver.next().now_or_never().is_none());
         }
-        other.probe(Timestamp(1)).await.unwrap();
+        other.check_writable(Timestamp(1)).await.unwrap();
         assert!(receivers[0].next().now_or_never().is_none());
     }
 
@@ -122,13 +122,13 @@ mod tests {
     async fn a_poll_finds_each_commit_of_another_process_and_nothing_else() {
         let (_folder, [store, other]) = stores();
         let mut log = Log::new(store.address().as_ref());
-        other.probe(Timestamp(1)).await.unwrap();
+        other.check_writable(Timestamp(1)).await.unwrap();
         assert!(log.may_have_commits().unwrap());
         assert!(log.may_have_commits().unwrap(), "it may not be visible yet");
         log.age();
         assert!(log.may_have_commits().unwrap());
         assert!(!log.may_have_commits().unwrap());
-        other.probe(Timestamp(1)).await.unwrap();
+        other.check_writable(Timestamp(1)).await.unwrap();
         assert!(log.may_have_commits().unwrap());
     }
 }

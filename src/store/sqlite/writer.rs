@@ -168,7 +168,7 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
             now,
             reply,
         } => reply.keep(prune::prune(db, seqs, *settled_before, *now)?),
-        Write::Probe { now, reply } => reply.keep(probe(db, *now)?),
+        Write::CheckWritable { now, reply } => reply.keep(check_writable(db, *now)?),
         Write::CheckFiles { reply } => reply.keep(()),
     }
     Ok(())
@@ -239,7 +239,7 @@ fn change(db: &Connection, seq: i64, step: &Transition, now: Timestamp) -> rusql
 }
 
 /// Writes a row that is never read.
-fn probe(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
+fn check_writable(db: &Connection, now: Timestamp) -> rusqlite::Result<()> {
     db.prepare_cached("INSERT OR REPLACE INTO write_probe (id, at) VALUES (1, ?1)")?
         .execute([now.0])
         .map(drop)

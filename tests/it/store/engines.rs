@@ -237,7 +237,7 @@ impl<'a> EnginePair<'a> {
                 compare!(self, |engine| stores[engine]
                     .clamp_times(&leads[engine], now));
             }
-            30..=31 => compare!(self, |engine| stores[engine].probe(now)),
+            30..=31 => compare!(self, |engine| stores[engine].check_writable(now)),
             _ => self.elect().await,
         }
         self.read(&id).await;
