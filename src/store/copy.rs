@@ -10,17 +10,17 @@
 //! the source's locks, and ends with both databases marked (`store/relocation.rs`), the source first:
 //! at no moment can both be used.
 
+mod differences;
 mod passes;
 mod ranges;
-mod rows;
 mod side;
 mod tables;
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use self::differences::{count, differences, must_be_equal};
 use self::passes::Copy;
-use self::rows::{count, differences, must_be_equal};
 pub(super) use self::side::{Access, Side};
 use self::side::{
     is_relocated, lead_within, must_be_free, of, open_source, open_target, open_to_read, relocation,

@@ -5,7 +5,8 @@
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
 //! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders.
-//! `readers` repeats reads on new connections, `dialect` translates them, and `rows` makes them. `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
+//! `readers` repeats reads on new connections, `database` runs shared queries, and `dialect` translates them.
+//! `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
 //! `lead` elects the leader, and `listen` receives the commits of other programs.
 
 mod address;
@@ -13,6 +14,7 @@ mod batch;
 mod changes;
 mod connect;
 mod copy;
+mod database;
 mod dialect;
 mod error;
 mod history;
@@ -24,7 +26,6 @@ mod open_error;
 mod prune;
 mod readers;
 mod row_work;
-mod rows;
 mod schema;
 mod session;
 mod settings;

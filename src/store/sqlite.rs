@@ -1,16 +1,20 @@
 //! Orders in one SQLite file.
 //!
-//! Reads use a small pool of connections. All writes of this program go through one writer
-//! (`writer`, on a thread of its own: `writer_thread`), which commits many at once under the lock of
-//! `write_lock`, and whose log is checkpointed in `checkpoint`. `open` opens and checks a file, `permits`
-//! limits the reads of a runtime's worker threads, `file` knows the files of a database, `row_mapping`
-//! converts rows.
-//! `read_only` is the read-only connection of the operator's commands.
+//! - Writes of this program go through one `writer`, on a thread of its own (`writer_thread`), which commits
+//!   many at once under the lock of `write_lock`. Parts of it are `journal`, `lead`, `operator`, `prune` and
+//!   `times`; `write_error` classifies failures. `checkpoint` copies the write-ahead log into the database,
+//!   which `log_rescue` requests when a file is gone.
+//! - Reads use a small pool of connections. `database` runs the queries of all engines, `open_orders` reads the
+//!   orders to poll, `permits` limits reads on worker threads, `commits` detects commits of other programs.
+//! - `open` opens, checks and migrates a database, `file` knows its files, `open_error` says what is wrong.
+//! - `read_only` is the connection of the operator's commands, with `lines` and `check`; `copy` is a file that
+//!   is copied from or into.
 
 mod check;
 mod checkpoint;
 mod commits;
 mod copy;
+mod database;
 mod file;
 mod journal;
 mod lead;
@@ -21,9 +25,10 @@ mod open_error;
 mod open_orders;
 mod operator;
 mod permits;
+#[cfg(test)]
+mod plans;
 mod prune;
 mod read_only;
-mod row_mapping;
 mod times;
 mod write_error;
 mod write_lock;
@@ -39,13 +44,13 @@ use rusqlite::{Connection, OptionalExtension};
 use tokio::sync::SemaphorePermit;
 
 pub(super) use self::copy::{CopySide, address};
+pub(super) use self::database::result;
 pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
 pub(super) use self::permits::Reads;
 pub(super) use self::read_only::ReadOnlyFile;
-pub(super) use self::row_mapping::result;
 use self::writer_thread::Writer;
 use super::mode::Mode;
 use super::queries::{self, Read};

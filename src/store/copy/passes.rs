@@ -5,10 +5,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use super::TransferError;
-use super::ranges::{EVERYTHING, RANGE, Range, chunks, runs};
-use super::rows::{
+use super::differences::{
     Difference, Part, describe, fields_of, key, must_be_equal, number, read, rows_of, select,
 };
+use super::ranges::{EVERYTHING, RANGE, Range, chunks, runs};
 use super::side::{Access, Side, lead_within, of};
 use super::tables::{JOURNAL, ORDERS, OTHERS, PRUNED, Table};
 use crate::store::check::Check;

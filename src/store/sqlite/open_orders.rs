@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, Row, params};
 
-use super::row_mapping::result;
+use super::database::result;
 use crate::order::Timestamp;
 use crate::store::OpenOrders;
 use crate::store::open_orders::running;

@@ -6,7 +6,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
-use super::row_mapping::result;
+use super::database::result;
 use crate::order::{Status, Timestamp};
 use crate::store::PruneCounts;
 use crate::store::filter::prunable;

@@ -6,21 +6,23 @@
 use std::time::Instant;
 
 use rusqlite::types::Null;
-use rusqlite::{Connection, ToSql, params};
+use rusqlite::{Connection, ToSql, params, params_from_iter};
 use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpointer;
+use super::database::result;
 use super::journal::journal;
 use super::log_rescue::LogRescue;
 use super::open::{self, BUSY_TIMEOUT};
-use super::row_mapping::result;
 use super::write_error::{Failure, own_fault};
 use super::write_lock::WriteLock;
-use super::{lead, operator, prune, row_mapping, times};
+use super::{lead, operator, prune, times};
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
+use crate::reconciler_state::ReconcilerState;
 use crate::store::queries;
 use crate::store::queue::Pending;
 use crate::store::retirement::Retirement;
+use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
 use crate::store::{Creation, OrderChange, Recorded, StoreError, Transition};
@@ -158,7 +160,7 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
         } => reply.keep(record(db, changes, *now)?),
         Write::Heartbeat {
             heartbeat, reply, ..
-        } => reply.keep(row_mapping::write_heartbeat(db, heartbeat)?),
+        } => reply.keep(write_heartbeat(db, heartbeat)?),
         Write::ClampTimes {
             seqs, now, reply, ..
         } => reply.keep(times::clamp(db, seqs, *now)?),
@@ -236,6 +238,13 @@ fn change(db: &Connection, seq: i64, step: &Transition, now: Timestamp) -> rusql
         update.raw_bind_parameter(index, value)?;
     }
     Ok(update.raw_execute()? > 0)
+}
+
+fn write_heartbeat(db: &Connection, heartbeat: &ReconcilerState) -> rusqlite::Result<()> {
+    let values = heartbeat_values(heartbeat);
+    let values = values.map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let mut update = db.prepare_cached(WRITE_HEARTBEAT)?;
+    update.execute(params_from_iter(values)).map(drop)
 }
 
 /// Writes a row that is never read.
