@@ -1,5 +1,5 @@
 //! Notifications of commits by other programs. If none arrive, as a test at the beginning of each session
-//! shows, polls are as frequent as on SQLite.
+//! shows, receivers look for commits at short intervals, as on SQLite.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;

@@ -136,8 +136,8 @@ impl Checkpointer {
         }
     }
 
-    /// Copies the whole log into the database, because one of the two files was moved or replaced.
-    /// Returns true if no frame is left to copy. Requires the write lock.
+    /// Copies the whole log into the database, because that, the log or its index was moved, removed or
+    /// replaced. Returns true if no frame is left to copy. Requires the write lock.
     pub fn rescue(&mut self, db: &Connection) -> bool {
         self.frames = Log::after(db, STATE).unwrap_or_default().frames;
         self.end(db, EMPTY)

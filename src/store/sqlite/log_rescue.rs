@@ -1,4 +1,4 @@
-//! The rescue of the write-ahead log of a database whose file was moved or replaced.
+//! The rescue of the write-ahead log once it, its index or the database was moved, removed or replaced.
 
 use rusqlite::Connection;
 
@@ -8,7 +8,8 @@ use super::file::{FilesChanged, OpenedFile};
 /// The open files of a database, whose log is rescued once if their paths lead elsewhere.
 pub(super) struct LogRescue {
     pub file: OpenedFile,
-    /// True if the log's contents are in the database; `None` unless a file was moved or replaced.
+    /// True if the log's contents are in the database; `None` unless a file was moved, removed or
+    /// replaced.
     is_rescued: Option<bool>,
 }
 
