@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_postgres::Row;
 use tokio_postgres::error::SqlState;
 
 use super::batch::{Batch, COMMIT, EMIT, Failure, SET_LAST_BATCH, entry_values};
+use super::changes::NewEntry;
 use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
 use super::prune::prune;
@@ -225,30 +227,21 @@ impl Writer {
 
     /// Executes all writes of a batch in one transaction.
     async fn attempt(&mut self, batch: &mut Batch) -> Result<(), Failure> {
-        let (writer, before) = (self.id, self.possible_last_batches.clone());
-        let (connector, counters) = (self.connector.clone(), self.state.counters.clone());
+        let (id, possible_last_batches) = (self.id, self.possible_last_batches.clone());
+        let connector = self.connector.clone();
         let session = self.session().await?;
         session.take_unreplicated();
-        let is_repeated = batch.has_unknown_outcome;
-        let sets_last_batch = batch.sets_last_batch();
+        let had_unknown_outcome = batch.has_unknown_outcome;
         // At rest, a heartbeat is all that is written.
         let is_heartbeat = |pending: &Pending| matches!(pending.write, Write::Heartbeat { .. });
-        let is_transaction = is_repeated || !batch.writes.iter().all(is_heartbeat);
+        let is_transaction = had_unknown_outcome || !batch.writes.iter().all(is_heartbeat);
         let mut steps = Steps::default();
         if is_transaction {
             steps.add(BEGIN, vec![]);
         }
-        let mut is_locked = false;
-        if is_repeated {
-            // Its predecessor may be about to commit.
-            steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]);
-            let step = steps.add(LAST_BATCH, vec![Box::new(writer)]);
-            let answers = session.pipeline(&steps).await?;
-            steps = Steps::default();
-            is_locked = true;
-            let last_batch = answers[step].first().map(|row| row.try_get::<_, i64>(0));
-            let last_batch = last_batch.transpose().map_err(Error::from)?;
-            if sets_last_batch && last_batch == Some(batch.number) {
+        if had_unknown_outcome {
+            let last_batch = last_batch(session, std::mem::take(&mut steps), id).await?;
+            if batch.sets_last_batch() && last_batch == Some(batch.number) {
                 return batch.confirm(session).await;
             }
         }
@@ -259,77 +252,62 @@ impl Writer {
         };
         let entries = rows.finish(&mut batch.writes, &answers)?;
         prune(session, &mut batch.writes).await?;
-        let checked = connector
-            .is_check_due()
-            .then(|| steps.add(SERVER_STATE, vec![]));
+        let is_check_due = connector.is_check_due();
+        let server_state = is_check_due.then(|| steps.add(SERVER_STATE, vec![]));
         add_heartbeats(&batch.writes, &mut steps)?;
-        let lock =
-            (is_transaction && !is_locked).then(|| steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)]));
-        let epochs: Vec<i64> = batch
-            .writes
-            .iter()
-            .filter_map(|pending| pending.write.epoch())
-            .collect();
-        if is_transaction && !epochs.is_empty() {
-            steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]);
+        let lock = (is_transaction && !had_unknown_outcome).then(|| add_lock(&mut steps));
+        if is_transaction {
+            add_epoch_check(&batch.writes, &mut steps);
         }
-        let found = batch.add_creations(&mut steps);
-        // The statement before is that which creates them.
-        let mut appended: Vec<usize> = found.map(|found| found - 1).into_iter().collect();
-        if !entries.is_empty() {
-            appended.push(steps.add(APPEND, entry_values(&entries)));
-        }
-        for pending in &batch.writes {
-            if let Write::CheckWritable { now, .. } = &pending.write {
-                steps.add(CHECK_WRITABLE, vec![Box::new(now.0)]);
-            }
-        }
-        if sets_last_batch {
-            let number = Box::new(batch.number);
-            steps.add(
-                SET_LAST_BATCH,
-                vec![Box::new(writer), number, Box::new(before)],
-            );
-        }
-        if is_repeated || found.is_some() {
-            steps.add(EMIT, vec![]);
-        }
-        if sets_last_batch || found.is_some() {
-            steps.add("NOTIFY order_service", vec![]);
-        }
+        let (found, appended) = add_numbered(batch, &entries, &mut steps);
+        add_end(
+            batch,
+            id,
+            possible_last_batches,
+            found.is_some(),
+            &mut steps,
+        );
         if is_transaction {
             steps.add(COMMIT, vec![]);
         }
         // What was in doubt before stays so: an earlier attempt may still be on its way.
         batch.has_unknown_outcome = true;
         let sent_at = SystemClock.uptime();
-        match session.pipeline(&steps).await {
-            Ok(answers) => {
-                batch.complete(session, &answers, found)?;
-                let first = |step: Option<usize>| step.and_then(|step| answers[step].first());
-                if let Some(row) = first(lock) {
-                    counters.on_locked(row.try_get(0).map_err(Error::from)?);
-                }
-                for step in appended {
-                    if let Some(row) = first(Some(step)) {
-                        let newest: Option<i64> = row.try_get(0).map_err(Error::from)?;
-                        connector.own_entries.on_written(newest.unwrap_or(0));
-                    }
-                }
-                if let Some(row) = first(checked) {
-                    // Whatever the state is, this batch was committed.
-                    let _ = connector.on_server_state(row, sent_at);
-                }
-                Ok(())
+        let answers = session.pipeline(&steps).await.map_err(|error| {
+            batch.has_unknown_outcome = had_unknown_outcome || !error.is_rollback();
+            match is_division_by_zero(&error) {
+                true => Failure::Conflict,
+                false => error.into(),
             }
-            Err(error) => {
-                batch.has_unknown_outcome = is_repeated || !error.is_rollback();
-                match is_division_by_zero(&error) {
-                    true => Err(Failure::Conflict),
-                    false => Err(error.into()),
-                }
-            }
+        })?;
+        batch.complete(session, &answers, found)?;
+        self.on_committed(&answers, lock, &appended, server_state, sent_at)?;
+        Ok(())
+    }
+
+    /// Takes note of the answers to a transaction that was committed: the time that the lock took, the last
+    /// entries of the journal, and the state of the server.
+    fn on_committed(
+        &self,
+        answers: &[Vec<Row>],
+        lock: Option<usize>,
+        appended: &[usize],
+        server_state: Option<usize>,
+        sent_at: Duration,
+    ) -> Result<(), Error> {
+        let first = |step: usize| answers[step].first();
+        if let Some(row) = lock.and_then(first) {
+            self.state.counters.on_locked(row.try_get(0)?);
         }
+        for row in appended.iter().filter_map(|step| first(*step)) {
+            let newest: Option<i64> = row.try_get(0)?;
+            self.connector.own_entries.on_written(newest.unwrap_or(0));
+        }
+        if let Some(row) = server_state.and_then(first) {
+            // Whatever the state is, this batch was committed.
+            let _ = self.connector.on_server_state(row, sent_at);
+        }
+        Ok(())
     }
 
     /// Completes the replies to writes that were committed.
@@ -359,6 +337,78 @@ impl Writer {
                 false => StoreError::Unwritable(cause.clone()),
             }));
         }
+    }
+}
+
+/// Begins a transaction by these steps, waits for the commit of any predecessor, which may be on its way,
+/// and returns the number of the last batch of a writer.
+async fn last_batch(
+    session: &Session,
+    mut steps: Steps,
+    writer: i64,
+) -> Result<Option<i64>, Error> {
+    add_lock(&mut steps);
+    let step = steps.add(LAST_BATCH, vec![Box::new(writer)]);
+    let answers = session.pipeline(&steps).await?;
+    let last_batch = answers[step].first().map(|row| row.try_get(0));
+    Ok(last_batch.transpose()?)
+}
+
+/// Adds the statement that takes the numbering lock, and returns its index.
+fn add_lock(steps: &mut Steps) -> usize {
+    steps.add(LOCK, vec![Box::new(NUMBERING_LOCK)])
+}
+
+/// Adds the statement that fails if a write is of an epoch that has ended.
+fn add_epoch_check(writes: &[Pending], steps: &mut Steps) {
+    let epochs = writes.iter().filter_map(|pending| pending.write.epoch());
+    let epochs: Vec<i64> = epochs.collect();
+    if !epochs.is_empty() {
+        steps.add(CHECK_EPOCHS, vec![Box::new(epochs)]);
+    }
+}
+
+/// Adds the statements that create orders and append entries. Returns the index of the one that reads the
+/// orders, and those of the ones that return the number of the last entry.
+fn add_numbered(
+    batch: &Batch,
+    entries: &[NewEntry],
+    steps: &mut Steps,
+) -> (Option<usize>, Vec<usize>) {
+    let found = batch.add_creations(steps);
+    // The statement before is that which creates them.
+    let mut appended: Vec<usize> = found.map(|found| found - 1).into_iter().collect();
+    if !entries.is_empty() {
+        appended.push(steps.add(APPEND, entry_values(entries)));
+    }
+    (found, appended)
+}
+
+/// Adds the checks that rows can be written, and the statements by which a repetition and other programs
+/// find out about the batch.
+fn add_end(
+    batch: &Batch,
+    writer: i64,
+    possible_last_batches: Vec<i64>,
+    has_creations: bool,
+    steps: &mut Steps,
+) {
+    for pending in &batch.writes {
+        if let Write::CheckWritable { now, .. } = &pending.write {
+            steps.add(CHECK_WRITABLE, vec![Box::new(now.0)]);
+        }
+    }
+    let sets_last_batch = batch.sets_last_batch();
+    if sets_last_batch {
+        let number = Box::new(batch.number);
+        let before = Box::new(possible_last_batches);
+        steps.add(SET_LAST_BATCH, vec![Box::new(writer), number, before]);
+    }
+    if batch.has_unknown_outcome || has_creations {
+        steps.add(EMIT, vec![]);
+    }
+    if sets_last_batch || has_creations {
+        steps.add("NOTIFY order_service", vec![]);
     }
 }
 
