@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use super::Reconciler;
-use super::context::Context;
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::pace::Pace;
 use crate::reconciler_state::ReconcilerState;
 use crate::upstream::{RequestKind, Upstream};
 
@@ -45,38 +43,6 @@ impl HeartbeatWriter {
             *past = past.map(|at| at.min(now));
         }
     }
-
-    /// Writes a heartbeat if the upstream's availability or its pause of starts has changed, or if the last one
-    /// is old. `starting` is the number of orders that are being started.
-    pub async fn write_if_due<U, C: Clock>(
-        &mut self,
-        context: &Context<U, C>,
-        pace: &Pace,
-        starting: usize,
-    ) -> anyhow::Result<()> {
-        let now = context.clock.now();
-        let breaker = pace.breaker();
-        let learned = &self.state.learned;
-        let has_changed = self.state.upstream != *breaker.state()
-            || learned.starts_paused_until != breaker.kind_paused_until(RequestKind::Start, now);
-        let is_old = self
-            .written_at
-            .is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL);
-        if has_changed || is_old {
-            self.state.upstream = pace.breaker().state().clone();
-            self.state.learned = pace.learned(now, starting);
-            self.state.metrics = context.upstream.metrics().clone();
-            let next_pass_at = context.settings.schedule.next_after(now);
-            self.state.next_pass_at = Some(next_pass_at);
-            let may_poll_at = next_pass_at.max(pace.polls_allowed_from());
-            let paused_until = breaker.kind_paused_until(RequestKind::LookUp, now);
-            self.state.next_poll_at = paused_until.max(Some(may_poll_at));
-            let (store, state) = (&context.store, self.state.clone());
-            store.write_heartbeat(&context.lead, state).await?;
-            self.written_at = Some(now);
-        }
-        Ok(())
-    }
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
@@ -85,16 +51,36 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         self.heartbeat.set_due();
         self.heartbeat.state.leader_since = None;
         self.heartbeat.state.led_until = Some(self.context.clock.now());
-        if let Err(error) = self.write_heartbeat_if_due().await {
+        if let Err(error) = self
+            .write_heartbeat_if_due(self.requests.for_starts.len())
+            .await
+        {
             log::debug!("final heartbeat failed: {error:#}");
         }
     }
 
-    pub(super) async fn write_heartbeat_if_due(&mut self) -> anyhow::Result<()> {
-        let starting = self.requests.for_starts.len();
-        let heartbeat = &mut self.heartbeat;
-        heartbeat
-            .write_if_due(&self.context, &self.pace, starting)
-            .await
+    /// Writes a heartbeat if the upstream's availability or its pause of starts has changed, or if the last one
+    /// is old. `starting` is the number of orders that are being started.
+    pub(super) async fn write_heartbeat_if_due(&mut self, starting: usize) -> anyhow::Result<()> {
+        let (context, pace, now) = (&self.context, &self.pace, self.context.clock.now());
+        let HeartbeatWriter { state, written_at } = &mut self.heartbeat;
+        let breaker = pace.breaker();
+        let starts_paused_until = breaker.kind_paused_until(RequestKind::Start, now);
+        let has_changed = state.upstream != *breaker.state()
+            || state.learned.starts_paused_until != starts_paused_until;
+        if has_changed || written_at.is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL) {
+            state.upstream = breaker.state().clone();
+            state.learned = pace.learned(now, starting);
+            state.metrics = context.upstream.metrics().clone();
+            let next_pass_at = context.settings.schedule.next_after(now);
+            state.next_pass_at = Some(next_pass_at);
+            let may_poll_at = next_pass_at.max(pace.polls_allowed_from());
+            let paused_until = breaker.kind_paused_until(RequestKind::LookUp, now);
+            state.next_poll_at = paused_until.max(Some(may_poll_at));
+            let (store, state) = (&context.store, state.clone());
+            store.write_heartbeat(&context.lead, state).await?;
+            *written_at = Some(now);
+        }
+        Ok(())
     }
 }

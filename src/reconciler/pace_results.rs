@@ -7,7 +7,7 @@ use super::Reconciler;
 use crate::clock::Clock;
 use crate::messages::{span, start_limit};
 use crate::order::{Status, Timestamp};
-use crate::pace::{Call, LearnedLimits, Pace};
+use crate::pace::{Call, LearnedLimits};
 use crate::upstream::{Failure, Upstream};
 
 /// Least wait of orders that is logged.
@@ -16,44 +16,39 @@ const LOGGED_WAIT_MIN: Duration = Duration::from_secs(10);
 /// Least interval between two such lines.
 const WAIT_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Reports the result of a request to the pace, and logs what that changes. `failure` is the reason why there
-/// was no usable answer.
-pub(super) fn on_result(pace: &mut Pace, call: Call, now: Timestamp, failure: Option<&Failure>) {
-    let Some(failure) = failure else {
-        if pace.on_answered(call, now) {
+impl<U: Upstream, C: Clock> Reconciler<U, C> {
+    /// Reports the result of a request to the pace, and logs what that changes. `failure` is the reason why
+    /// there was no usable answer.
+    pub(super) fn on_result(&mut self, call: Call, failure: Option<&Failure>) {
+        let (pace, now) = (&mut self.pace, self.context.clock.now());
+        let Some(failure) = failure else {
+            if pace.on_answered(call, now) {
+                log::info!("the upstream is up");
+            }
+            return;
+        };
+        let paused_until = pace.breaker().kind_paused_until(call.kind, now);
+        let was_down = pace.breaker().is_down();
+        let (is_reduced, is_down) = pace.on_failed(call, now, failure);
+        if was_down && !pace.breaker().is_down() {
             log::info!("the upstream is up");
         }
-        return;
-    };
-    let paused_until = pace.breaker().kind_paused_until(call.kind, now);
-    let was_down = pace.breaker().is_down();
-    let (is_reduced, is_down) = pace.on_failed(call, now, failure);
-    if was_down && !pace.breaker().is_down() {
-        log::info!("the upstream is up");
-    }
-    if is_reduced {
-        let (rate, detail) = (pace.rate().rate(), &failure.detail);
-        log::info!("start rate reduced rate={rate:.1} reason={detail:?}");
-    }
-    if let Some(at) = pace
-        .breaker()
-        .kind_paused_until(call.kind, now)
-        .filter(|at| Some(*at) > paused_until)
-    {
-        let (wait, detail) = (span(at.since(now)), &failure.detail);
-        log::info!("the upstream asked for a pause wait={wait:?} reason={detail:?}");
-    }
-    if is_down {
-        let detail = &failure.detail;
-        log::warn!("the upstream is down; probing once a pass reason={detail:?}");
-    }
-}
-
-impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Like the function [`on_result`], at the present moment.
-    pub(super) fn on_result(&mut self, call: Call, failure: Option<&Failure>) {
-        let now = self.context.clock.now();
-        on_result(&mut self.pace, call, now, failure);
+        if is_reduced {
+            let (rate, detail) = (pace.rate().rate(), &failure.detail);
+            log::info!("start rate reduced rate={rate:.1} reason={detail:?}");
+        }
+        if let Some(at) = pace
+            .breaker()
+            .kind_paused_until(call.kind, now)
+            .filter(|at| Some(*at) > paused_until)
+        {
+            let (wait, detail) = (span(at.since(now)), &failure.detail);
+            log::info!("the upstream asked for a pause wait={wait:?} reason={detail:?}");
+        }
+        if is_down {
+            let detail = &failure.detail;
+            log::warn!("the upstream is down; probing once a pass reason={detail:?}");
+        }
     }
 
     /// Restores the start rate if that is due, and logs it.

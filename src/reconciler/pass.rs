@@ -121,7 +121,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             self.log_wait().await?;
         }
         self.heartbeat.state.last_pass_at = Some(self.context.clock.now());
-        self.write_heartbeat_if_due().await?;
+        self.write_heartbeat_if_due(self.requests.for_starts.len())
+            .await?;
         Ok(report)
     }
 
@@ -145,7 +146,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             if is_poll_due {
                 report += self.observe(has_work, stop).await?;
             }
-            self.write_heartbeat_if_due().await?;
+            self.write_heartbeat_if_due(self.requests.for_starts.len())
+                .await?;
             self.queue.begin_pass(has_work);
         }
         if is_usable || self.has_starts_in_flight() {

@@ -27,47 +27,38 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::context::{Context, Stage};
-use super::heartbeat::HeartbeatWriter;
 use super::in_flight::{Answer, Request, Requests};
-use super::pace_results::on_result;
 use super::poll_due::reached;
 use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};
-use super::start_queue::StartQueue;
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::Occasion;
 use crate::order::Timestamp;
-use crate::pace::{Call, Pace};
+use crate::pace::Call;
 use crate::process::Stop;
 use crate::store::{NewOrders, StartCandidate, Transition};
 use crate::upstream::{RequestKind, Upstream};
 
 /// The orders that are being started, by stage.
-pub(super) struct StartPipeline<'a, U, C> {
-    context: &'a Rc<Context<U, C>>,
+struct StartPipeline<'a, U, C> {
+    reconciler: &'a mut Reconciler<U, C>,
+    context: Rc<Context<U, C>>,
+    requests: Rc<Requests>,
     stop: &'a Stop,
-    pace: &'a mut Pace,
-    heartbeat: &'a mut HeartbeatWriter,
     is_usable: bool,
     report: Report,
     /// Number of answers to polls that have come meanwhile. With the first, the next pass is due, which
     /// decides about their orders.
     poll_answers: usize,
-    /// Set if the pass has to wait for all answers.
-    is_once: bool,
-    /// New orders, watched for while nothing is to be dequeued.
-    new_orders: &'a mut Option<NewOrders>,
     are_orders_new: bool,
     /// Set if an order was dequeued and its start was not sent.
     has_withdrawn: bool,
     /// Moment at which the next pass is due. Nothing is dequeued from then on.
     until: Timestamp,
-    queue: &'a mut StartQueue,
-    commits: StartCommits<'a>,
+    commits: StartCommits,
     /// Requests that wait for a slot, with the uptime by which each has to be sent.
     ready: VecDeque<(Request, StartCandidate, Duration)>,
-    requests: &'a Requests,
     /// The first error. Nothing is dequeued after it.
     error: Option<anyhow::Error>,
 }
@@ -82,62 +73,62 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ) -> anyhow::Result<Report> {
         let now = self.context.clock.now();
         self.recover_rate(now);
-        let until = self.starts_until(now);
         let pipeline = StartPipeline {
-            context: &self.context,
+            context: self.context.clone(),
+            requests: self.requests.clone(),
             stop,
-            pace: &mut self.pace,
-            heartbeat: &mut self.heartbeat,
             is_usable,
             report: Report::default(),
             poll_answers: 0,
-            is_once: self.is_once,
-            new_orders: &mut self.new_orders,
             are_orders_new: false,
             has_withdrawn: false,
-            until,
-            queue: &mut self.queue,
+            until: self.starts_until(now),
             commits: StartCommits::default(),
             ready: VecDeque::new(),
-            requests: &self.requests,
             error: None,
+            reconciler: self,
         };
         pipeline.run().await
     }
 }
 
-impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
+impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
     async fn run(mut self) -> anyhow::Result<Report> {
         loop {
             self.dequeue_due().await;
             self.send();
-            self.commits.begin(self.context);
+            self.commits.begin(&self.context);
             let dequeue_at = self.next_dequeue_at().await;
             let is_idle = self.commits.is_idle() && dequeue_at.is_none();
-            if is_idle
-                && self.ready.is_empty()
-                && (self.requests.for_starts.is_empty() || self.may_end())
-            {
-                break;
+            let is_answered = self.requests.for_starts.is_empty();
+            if is_idle && self.ready.is_empty() && (is_answered || self.may_end()) {
+                return self.end();
             }
-            let needs_orders = is_idle && self.queue.is_empty() && self.may_start();
+            let needs_orders = is_idle && self.reconciler.queue.is_empty() && self.may_start();
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
+            let (requests, clock) = (&self.requests, &self.context.clock);
+            let new_orders = NewOrders::next_of(&mut self.reconciler.new_orders);
             tokio::select! {
                 biased;
-                (_, (order, call, answer)) = self.requests.for_starts.next(|_| true) => {
+                (_, (order, call, answer)) = requests.for_starts.next(|_| true) => {
                     self.on_answered(order, call, answer).await;
                 }
                 committed = self.commits.next() => self.on_committed(committed),
-                count = self.requests.poll_answered(self.poll_answers) => self.poll_answers = count,
-                () = NewOrders::next_of(self.new_orders), if needs_orders => self.are_orders_new = true,
-                () = reached(&self.context.clock, dequeue_at) => {}
-                () = self.context.clock.deadline(self.until), if is_waiting => {}
+                count = requests.poll_answered(self.poll_answers) => self.poll_answers = count,
+                () = new_orders, if needs_orders => self.are_orders_new = true,
+                () = reached(clock, dequeue_at) => {}
+                () = clock.deadline(self.until), if is_waiting => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
         }
-        let has_orders = self.are_orders_new || self.has_withdrawn || !self.queue.is_empty();
+    }
+
+    /// Returns the report, or the first error.
+    fn end(mut self) -> anyhow::Result<Report> {
+        let has_orders =
+            self.are_orders_new || self.has_withdrawn || !self.reconciler.queue.is_empty();
         let has_more = self.poll_answers > 0 || has_orders;
-        let breaker = self.pace.breaker();
+        let breaker = self.reconciler.pace.breaker();
         let paused_until = breaker.kind_paused_until(RequestKind::Start, self.now());
         let may_go_on = paused_until.is_none() && (self.is_usable || self.may_start());
         self.report.has_more = has_more && may_go_on;
@@ -149,14 +140,14 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn dequeue_due(&mut self) {
         while let Some(at) = self.next_dequeue_at().await
             && at <= self.now()
-            && let Some(order) = self.queue.pop()
+            && let Some(order) = self.reconciler.queue.pop()
         {
             if self.requests.look_ups.contains(order.order.seq) {
                 // The answer decides anew.
                 continue;
             }
             let now = self.now();
-            self.pace.on_dequeued(now);
+            self.reconciler.pace.on_dequeued(now);
             let conclusion = self
                 .context
                 .conclude(&order, Occasion::Dequeue, None, None, now);
@@ -167,20 +158,21 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     /// Returns when the next order may be dequeued, or `None` if nothing is to be waited for.
     async fn next_dequeue_at(&mut self) -> Option<Timestamp> {
         let now = self.now();
-        let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
+        let starting = self.starting();
+        let Reconciler { queue, pace, .. } = &mut *self.reconciler;
         if self.is_usable && self.error.is_none() {
-            self.error = self.queue.fill(store, now, max_starts).await.err();
+            let (store, max_starts) = (&self.context.store, self.context.settings.max_starts);
+            self.error = queue.fill(store, now, max_starts).await.err();
         }
         let may_dequeue =
             self.is_usable && self.error.is_none() && self.poll_answers == 0 && now < self.until;
-        let has_order = may_dequeue && !self.queue.is_empty();
-        let starting = self.starting();
-        if !has_order || !self.may_start() || !self.pace.may_stage(now, starting) {
+        let has_order = may_dequeue && !queue.is_empty();
+        if !has_order || !pace.may_stage(now, starting) || !self.may_start() {
             return None;
         }
         // With the window full, wait for the next pass.
-        let at = self.pace.next_start_at(now, starting).unwrap_or(self.until);
-        Some(at.min(self.until))
+        let at = self.reconciler.pace.next_start_at(now, starting);
+        Some(at.unwrap_or(self.until).min(self.until))
     }
 
     /// Sends what is ready as far as there are request slots. If nothing may be sent, puts it back or withdraws
@@ -189,7 +181,10 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         if !self.may_start() {
             return self.put_back_or_withdraw();
         }
-        while self.pace.may_send(self.now(), self.requests.slots_in_use())
+        while self
+            .reconciler
+            .pace
+            .may_send(self.now(), self.requests.slots_in_use())
             && let Some((request, order, send_by)) = self.ready.pop_front()
         {
             if self.context.clock.uptime() >= send_by {
@@ -219,7 +214,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
             match request {
                 Request::LookUp => {
                     self.context.enter(Stage::Queued, &order);
-                    self.queue.put_back(order);
+                    self.reconciler.queue.put_back(order);
                 }
                 Request::Start => self.withdraw(&order),
             }
@@ -234,7 +229,7 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     async fn on_answered(&mut self, order: StartCandidate, mut call: Call, answer: Answer) {
         let now = self.now();
         match &answer {
-            Answer::Accepted { .. } => self.pace.on_start_accepted(order.order.seq, now),
+            Answer::Accepted { .. } => self.reconciler.pace.on_start_accepted(order.order.seq, now),
             Answer::Refused {
                 observation: Err(_),
                 ..
@@ -243,12 +238,12 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
         }
         let conclusion = self.context.on_answer(&order, answer, now);
         self.report.unanswered += usize::from(conclusion.failure.is_some());
-        on_result(self.pace, call, now, conclusion.failure.as_ref());
+        self.reconciler.on_result(call, conclusion.failure.as_ref());
         self.advance(order, conclusion);
         // A long pass must not look like none, and readers see the upstream's state at once.
         let starting = self.starting();
-        let (heartbeat, context) = (&mut self.heartbeat, self.context);
-        if let Err(error) = heartbeat.write_if_due(context, self.pace, starting).await {
+        let written = self.reconciler.write_heartbeat_if_due(starting).await;
+        if let Err(error) = written {
             self.error.get_or_insert(error);
         }
     }
@@ -303,14 +298,14 @@ impl<'a, U: Upstream, C: Clock> StartPipeline<'a, U, C> {
     fn may_end(&self) -> bool {
         let is_usable_again = !self.is_usable && self.may_start();
         let is_next_due = self.poll_answers > 0 || self.are_orders_new || self.now() >= self.until;
-        !self.is_once
+        !self.reconciler.is_once
             && (is_next_due || is_usable_again || self.error.is_some())
             && self.requests.slots_in_use() < self.context.settings.max_in_flight
             && !self.stop.requested.is_cancelled()
     }
 
     fn may_start(&self) -> bool {
-        self.pace.may_start(self.now()) && !self.stop.requested.is_cancelled()
+        self.reconciler.pace.may_start(self.now()) && !self.stop.requested.is_cancelled()
     }
 
     fn now(&self) -> Timestamp {

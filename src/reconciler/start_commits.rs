@@ -2,6 +2,7 @@
 //!
 //! `start.rs` chooses the changes and the stage that follows.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,20 +22,20 @@ const SEND_DEADLINE_DIVISOR: u32 = 2;
 
 /// Changes that are being written, or wait for it.
 #[derive(Default)]
-pub(super) struct StartCommits<'a> {
+pub(super) struct StartCommits {
     /// Written with the next commit.
     changes: Vec<OrderChange>,
     /// The orders whose intents are among `changes`.
     intents: Vec<StartCandidate>,
     /// Being written. Changes that are added meanwhile share the next.
-    commit: Option<Commit<'a>>,
+    commit: Option<Commit>,
 }
 
-struct Commit<'a> {
+struct Commit {
     intents: Vec<StartCandidate>,
     /// Uptime by which its starts have to be sent.
     send_by: Duration,
-    done: LocalBoxFuture<'a, anyhow::Result<(Recorded, Report)>>,
+    done: LocalBoxFuture<'static, anyhow::Result<(Recorded, Report)>>,
 }
 
 /// The end of a commit.
@@ -51,7 +52,7 @@ pub(super) struct Committed {
     pub error: Option<anyhow::Error>,
 }
 
-impl<'a> StartCommits<'a> {
+impl StartCommits {
     /// Adds changes of an order to the next commit.
     pub fn add(&mut self, order: &StartCandidate, transitions: Vec<Transition>) {
         let seq = order.order.seq;
@@ -67,7 +68,7 @@ impl<'a> StartCommits<'a> {
     }
 
     /// Begins to write the added changes, unless a commit is being written.
-    pub fn begin<U: Upstream, C: Clock>(&mut self, context: &'a Context<U, C>) {
+    pub fn begin<U: Upstream, C: Clock>(&mut self, context: &Rc<Context<U, C>>) {
         if self.commit.is_some() || self.changes.is_empty() {
             return;
         }
@@ -75,6 +76,7 @@ impl<'a> StartCommits<'a> {
         let intents = std::mem::take(&mut self.intents);
         let send_by =
             context.clock.uptime() + context.settings.request_timeout / SEND_DEADLINE_DIVISOR;
+        let context = context.clone();
         let done = Box::pin(async move {
             let recorded = context.record_changes(changes, context.clock.now()).await;
             recorded.context("recording starts or their results failed")
