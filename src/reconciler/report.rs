@@ -5,37 +5,72 @@ use std::ops::AddAssign;
 use crate::order::Reason;
 use crate::store::{OrderChange, Transition};
 
-/// The counts of what a pass did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
+/// Defines the report with these counts, so that none is forgotten in the log or in a sum.
+macro_rules! report {
+    ($($(#[$doc:meta])* $count:ident,)*) => {
+        /// The counts of what a pass did.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Report {
+            $($(#[$doc])* pub $count: usize,)*
+            /// Set if the next pass is due at once.
+            pub has_more: bool,
+            /// Set if a process was absent too soon after its confirmation for that to count.
+            pub is_absence_early: bool,
+            /// Set if the upstream gave no usable answer in the end, although one was needed.
+            pub unreachable: bool,
+        }
+
+        impl Report {
+            /// Returns the counts with their names.
+            fn counts(&self) -> [(&'static str, usize); 11] {
+                [$((stringify!($count), self.$count)),*]
+            }
+
+            /// Logs a line with the counts that are not 0, if anything happened. As JSON, the line has all
+            /// of them as members.
+            pub(super) fn log(&self) {
+                if self.is_eventful() {
+                    log::info!(target: "order_service::pass", $($count = self.$count),*; "{self}");
+                }
+            }
+        }
+
+        impl AddAssign for Report {
+            fn add_assign(&mut self, other: Self) {
+                *self = Self {
+                    $($count: self.$count + other.$count,)*
+                    has_more: self.has_more | other.has_more,
+                    is_absence_early: self.is_absence_early | other.is_absence_early,
+                    unreachable: self.unreachable | other.unreachable,
+                };
+            }
+        }
+    };
+}
+
+report! {
     /// Orders that were polled, and those whose answer came after their poll.
-    pub observed: usize,
+    observed,
     /// Processes started.
-    pub started: usize,
+    started,
     /// Processes found to exist already.
-    pub adopted: usize,
+    adopted,
     /// Processes started to replace one that the upstream has forgotten.
-    pub restarted: usize,
+    restarted,
     /// Orders whose process was newly found to be missing.
-    pub missed: usize,
+    missed,
     /// Orders settled as FAILED because their process was forgotten.
-    pub failed_by_policy: usize,
+    failed_by_policy,
     /// Orders that reached FULFILLED or FAILED by the end of their process.
-    pub settled: usize,
+    settled,
     /// Refused starts that left no process.
-    pub refused: usize,
+    refused,
     /// Requests about starts without a usable answer.
-    pub unanswered: usize,
+    unanswered,
     /// Orders that were newly found to need attention, or still do.
-    pub flagged: usize,
+    flagged,
     /// Orders whose changes had no effect, because they had moved on.
-    pub conflicts: usize,
-    /// Set if the next pass is due at once.
-    pub has_more: bool,
-    /// Set if a process was absent too soon after its confirmation for that to count.
-    pub is_absence_early: bool,
-    /// Set if the upstream gave no usable answer in the end, although one was needed.
-    pub unreachable: bool,
+    conflicts,
 }
 
 impl Report {
@@ -67,88 +102,19 @@ impl Report {
         report
     }
 
-    /// Returns the counts of events, with their names.
-    fn events(&self) -> [(&'static str, usize); 9] {
-        [
-            ("started", self.started),
-            ("adopted", self.adopted),
-            ("restarted", self.restarted),
-            ("missed", self.missed),
-            ("failed_by_policy", self.failed_by_policy),
-            ("settled", self.settled),
-            ("refused", self.refused),
-            ("unanswered", self.unanswered),
-            ("flagged", self.flagged),
-        ]
-    }
-
     /// Returns whether anything happened.
     pub(super) fn is_eventful(&self) -> bool {
-        self.events().iter().any(|(_, count)| *count > 0)
-    }
-
-    /// Logs a line with the counts that are not 0, if anything happened. As JSON, the line has all of them
-    /// as members.
-    pub(super) fn log(&self) {
-        if !self.is_eventful() {
-            return;
-        }
-        log::info!(
-            target: "order_service::pass",
-            observed = self.observed, started = self.started, adopted = self.adopted,
-            restarted = self.restarted, missed = self.missed,
-            failed_by_policy = self.failed_by_policy, settled = self.settled,
-            refused = self.refused, unanswered = self.unanswered, flagged = self.flagged,
-            conflicts = self.conflicts;
-            "{self}"
-        );
-    }
-}
-
-impl AddAssign for Report {
-    fn add_assign(&mut self, other: Self) {
-        // By name, so that no field is forgotten.
-        let Self {
-            observed,
-            started,
-            adopted,
-            restarted,
-            missed,
-            failed_by_policy,
-            settled,
-            refused,
-            unanswered,
-            flagged,
-            conflicts,
-            has_more,
-            is_absence_early,
-            unreachable,
-        } = other;
-        self.observed += observed;
-        self.started += started;
-        self.adopted += adopted;
-        self.restarted += restarted;
-        self.missed += missed;
-        self.failed_by_policy += failed_by_policy;
-        self.settled += settled;
-        self.refused += refused;
-        self.unanswered += unanswered;
-        self.flagged += flagged;
-        self.conflicts += conflicts;
-        self.has_more |= has_more;
-        self.is_absence_early |= is_absence_early;
-        self.unreachable |= unreachable;
+        let [_observed, events @ .., _conflicts] = self.counts();
+        events.iter().any(|(_, count)| *count > 0)
     }
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "observed={}", self.observed)?;
-        let conflicts = ("conflicts", self.conflicts);
-        for (name, count) in self.events().into_iter().chain([conflicts]) {
-            if count > 0 {
-                write!(f, " {name}={count}")?;
-            }
+        let [(_, observed), others @ ..] = self.counts();
+        write!(f, "observed={observed}")?;
+        for (name, count) in others.into_iter().filter(|(_, count)| *count > 0) {
+            write!(f, " {name}={count}")?;
         }
         Ok(())
     }
