@@ -16,6 +16,7 @@ use serde::Serialize;
 
 pub use self::event::{Event, EventReason};
 pub use self::rfc3339::Rfc3339;
+use self::rfc3339::as_rfc3339;
 pub(crate) use self::words::words;
 
 /// Maximum length of an id, in Unicode scalar values. Several UUIDs fit in it, and many index entries fit
@@ -124,8 +125,6 @@ fn millis(delay: Duration) -> i64 {
 
 words! {
     /// The statuses of an order, in the sequence in which it reaches them.
-    #[derive(Serialize)]
-    #[serde(rename_all = "UPPERCASE")]
     pub enum Status {
         /// Accepted; no process is known to exist.
         Created = "CREATED",
@@ -234,32 +233,37 @@ words! {
 }
 
 /// The attention that an order needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Attention {
     /// Reason why it needs attention.
     pub reason: Reason,
     /// The party that resolves it.
     pub by: ResolvedBy,
     /// Moment since which it lasts without a break.
+    #[serde(serialize_with = "as_rfc3339")]
     pub since: Timestamp,
     /// A description for people.
     pub detail: String,
     /// Moment of the reconciler's next attempt, if there is one.
+    #[serde(serialize_with = "as_rfc3339")]
     pub next_attempt_at: Option<Timestamp>,
 }
 
-/// An order as its readers see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An order as its readers see it. serde writes it as the API does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Order {
     /// Its sequence number: greater than that of every order created before it.
+    #[serde(skip)]
     pub seq: i64,
     /// Its id, chosen by the caller.
     pub id: OrderId,
     /// Its status.
     pub status: Status,
     /// Moment of its creation.
+    #[serde(serialize_with = "as_rfc3339")]
     pub created_at: Timestamp,
     /// Moment of the last change of its status.
+    #[serde(serialize_with = "as_rfc3339")]
     pub updated_at: Timestamp,
     /// Number of starts sent for it that may have taken effect.
     pub starts: u32,

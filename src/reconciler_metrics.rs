@@ -21,8 +21,6 @@ pub const DURATION_BOUNDS_MS: [u64; 14] = [
 
 words! {
     /// The class of the answer to a request.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
     pub enum AnswerClass {
         /// A usable answer: the start was accepted, or the poll succeeded.
         Ok = "ok",
@@ -41,8 +39,6 @@ words! {
 
 words! {
     /// The outcome of a pass.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
     pub enum PassOutcome {
         /// Everything that was due was done.
         Ok = "ok",

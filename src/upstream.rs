@@ -9,8 +9,6 @@ mod url;
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 pub use self::http::HttpUpstream;
 pub use self::list::{Entry, ListDecoder, ListError};
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
@@ -32,8 +30,6 @@ pub trait Upstream: 'static {
 
 words! {
     /// The kind of a request to the order process service, which may throttle each kind alone.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
     pub enum RequestKind {
         /// A start.
         Start = "start",

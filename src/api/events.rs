@@ -20,7 +20,7 @@ use warp::reply::Response;
 
 use super::Api;
 use super::change_feed::{ChangeFeed, Subscription};
-use super::json::{EVENT_BYTES, write_event};
+use super::json::{self, EVENT_BYTES};
 use super::json_answer;
 use super::problem::{Problem, log_failed_read, next_link, reading_problem, store_problem};
 use super::request::{After, EventQuery, next_page};
@@ -134,7 +134,7 @@ fn array(events: &[Event]) -> Vec<u8> {
         if index > 0 {
             body.push(b',');
         }
-        write_event(&mut body, event);
+        json::write(&mut body, event);
     }
     body.push(b']');
     body
@@ -158,7 +158,7 @@ fn stream_format<'a>(events: impl Iterator<Item = &'a Event>, next: Cursor) -> B
     for event in events {
         let id = next.at(event.seq);
         text.extend_from_slice(format!("id: {id}\ndata: ").as_bytes());
-        write_event(&mut text, event);
+        json::write(&mut text, event);
         text.extend_from_slice(b"\n\n");
     }
     Bytes::from(text)

@@ -4,7 +4,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use warp::http::header::HeaderValue;
 
-use crate::order::{Attention, Event, Order, OrderId, Rfc3339, Status};
+use crate::order::{Order, OrderId, Rfc3339};
 
 /// Approximate size of an order as JSON, in bytes.
 pub(super) const ORDER_BYTES: usize = 180;
@@ -27,51 +27,6 @@ macro_rules! object {
 }
 pub(super) use object;
 
-/// An order as JSON.
-#[derive(Serialize)]
-pub(super) struct OrderJson<'a> {
-    id: &'a OrderId,
-    status: Status,
-    created_at: Rfc3339,
-    updated_at: Rfc3339,
-    starts: u32,
-    attention: Option<AttentionJson<'a>>,
-}
-
-#[derive(Serialize)]
-struct AttentionJson<'a> {
-    reason: &'static str,
-    by: &'static str,
-    since: Rfc3339,
-    detail: &'a str,
-    next_attempt_at: Option<Rfc3339>,
-}
-
-impl<'a> From<&'a Order> for OrderJson<'a> {
-    fn from(order: &'a Order) -> Self {
-        Self {
-            id: &order.id,
-            status: order.status,
-            created_at: Rfc3339(order.created_at),
-            updated_at: Rfc3339(order.updated_at),
-            starts: order.starts,
-            attention: order.attention.as_ref().map(AttentionJson::from),
-        }
-    }
-}
-
-impl<'a> From<&'a Attention> for AttentionJson<'a> {
-    fn from(attention: &'a Attention) -> Self {
-        Self {
-            reason: attention.reason.as_str(),
-            by: attention.by.as_str(),
-            since: Rfc3339(attention.since),
-            detail: &attention.detail,
-            next_attempt_at: attention.next_attempt_at.map(Rfc3339),
-        }
-    }
-}
-
 /// Returns an order as JSON.
 pub(super) fn order(order: &Order) -> Vec<u8> {
     let mut body = Vec::with_capacity(ORDER_BYTES);
@@ -79,7 +34,7 @@ pub(super) fn order(order: &Order) -> Vec<u8> {
     body
 }
 
-/// Appends an order, in the form in which `OrderJson` is serialised.
+/// Appends an order, in the form in which serde writes it.
 ///
 /// Lists contain millions of orders, and hardly a byte in them needs escaping. A serialiser checks
 /// names, statuses and times for such bytes too: with it a list of a million orders took 25 %
@@ -110,7 +65,7 @@ pub fn write_order(body: &mut Vec<u8>, order: &Order) {
         None => body.extend_from_slice(b",\"attention\":null}"),
         Some(attention) => {
             body.extend_from_slice(b",\"attention\":");
-            write(body, &AttentionJson::from(attention));
+            write(body, attention);
             body.push(b'}');
         }
     }
@@ -126,20 +81,7 @@ fn is_plain(text: &str) -> bool {
 /// Approximate size of an event as JSON, in bytes.
 pub(super) const EVENT_BYTES: usize = 140;
 
-/// Appends an event, on one line.
-pub(super) fn write_event(body: &mut Vec<u8>, event: &Event) {
-    let event = object! {
-        seq: event.seq,
-        order_id: &event.order_id,
-        from: event.from,
-        to: event.to,
-        at: Rfc3339(event.at),
-        reason: event.reason,
-    };
-    write(body, &event);
-}
-
-/// Appends a value whose serialisation cannot fail.
+/// Appends a value whose serialisation cannot fail, on one line.
 pub(super) fn write(body: &mut Vec<u8>, value: &impl Serialize) {
     serde_json::to_writer(body, value).expect("strings and numbers can be written to memory");
 }
@@ -169,7 +111,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::order::{EventReason, Reason, ResolvedBy, Timestamp};
+    use crate::order::{Attention, Event, EventReason, Reason, ResolvedBy, Status, Timestamp};
 
     fn parsed(body: &[u8]) -> serde_json::Value {
         serde_json::from_slice(body).expect("it is JSON")
@@ -224,7 +166,7 @@ mod tests {
                 "attention": attention,
             });
             let written = super::order(&order);
-            prop_assert_eq!(&written, &serde_json::to_vec(&OrderJson::from(&order)).unwrap());
+            prop_assert_eq!(&written, &serde_json::to_vec(&order).unwrap());
             prop_assert_eq!(parsed(&written), expected);
         }
     }
@@ -245,7 +187,7 @@ mod tests {
                 reason,
             };
             let mut body = Vec::new();
-            write_event(&mut body, &event);
+            write(&mut body, &event);
             let expected = json!({
                 "seq": 7,
                 "order_id": "a \"1\"",

@@ -11,7 +11,6 @@ use warp::http::header::{HeaderName, HeaderValue, RETRY_AFTER};
 use warp::http::{HeaderMap, StatusCode};
 use warp::reply::Response;
 
-use super::json::OrderJson;
 use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json, json_answer};
@@ -103,12 +102,12 @@ impl Api {
 fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
     #[derive(Serialize)]
     struct Explained<'a> {
-        order: OrderJson<'a>,
+        order: &'a Order,
         #[serde(flatten)]
         explanation: Explanation,
     }
     let body = Explained {
-        order: OrderJson::from(&details.order),
+        order: &details.order,
         explanation,
     };
     serde_json::to_vec(&body).expect("strings can be written to memory")

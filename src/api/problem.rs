@@ -16,7 +16,7 @@ use warp::reply::Response;
 
 use self::kinds::Kind;
 pub(super) use self::kinds::page;
-use super::json::{self, OrderJson};
+use super::json;
 use crate::messages::with_causes;
 use crate::order::Order;
 use crate::site::ForeignRequest;
@@ -207,7 +207,7 @@ impl Problem {
             #[serde(skip_serializing_if = "Option::is_none")]
             member: Option<&'a str>,
             #[serde(skip_serializing_if = "Option::is_none")]
-            order: Option<OrderJson<'a>>,
+            order: Option<&'a Order>,
         }
         let problem = ProblemJson {
             r#type: format!("/problems#{}", self.kind.name),
@@ -215,7 +215,7 @@ impl Problem {
             status: self.kind.status,
             detail: &self.detail,
             member: self.member.as_deref(),
-            order: self.order.as_deref().map(OrderJson::from),
+            order: self.order.as_deref(),
         };
         let mut body = Vec::new();
         json::write(&mut body, &problem);

@@ -1,13 +1,12 @@
 //! Events: entries of the journal, each the change of one order's status.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
+use super::rfc3339::as_rfc3339;
 use super::{OrderId, Status, Timestamp, words};
 
 words! {
     /// Reason why the status of an order changed.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
     pub enum EventReason {
         /// It was created.
         Created = "created",
@@ -53,12 +52,13 @@ impl EventReason {
     }
 }
 
-/// One change of one order's status.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One change of one order's status. serde writes it as the API does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Event {
     /// Its sequence number: 1 for the first event, and one more for each that follows.
     pub seq: i64,
     /// The order's sequence number.
+    #[serde(skip)]
     pub order_seq: i64,
     /// The order's id.
     pub order_id: OrderId,
@@ -67,6 +67,7 @@ pub struct Event {
     /// The status after.
     pub to: Status,
     /// Moment at which it was recorded.
+    #[serde(serialize_with = "as_rfc3339")]
     pub at: Timestamp,
     /// Reason why the status changed.
     pub reason: EventReason,

@@ -28,6 +28,14 @@ impl Serialize for Rfc3339 {
     }
 }
 
+/// Serialises a moment, or one that there may be, in this format.
+pub(super) fn as_rfc3339<S: Serializer>(
+    at: &(impl Copy + Into<Option<Timestamp>>),
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    (*at).into().map(Rfc3339).serialize(serializer)
+}
+
 #[cfg(test)]
 mod tests {
     use chrono::{DateTime, SecondsFormat};

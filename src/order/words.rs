@@ -1,6 +1,6 @@
 //! Enums whose values have words, which stand for them in JSON, in settings and in the database.
 
-/// Defines such an enum.
+/// Defines such an enum. serde writes and reads its words.
 macro_rules! words {
     (
         $(#[$of_enum:meta])*
@@ -9,9 +9,15 @@ macro_rules! words {
         }
     ) => {
         $(#[$of_enum])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+        )]
         $visibility enum $name {
-            $($(#[$of_value])* $value,)*
+            $(
+                $(#[$of_value])*
+                #[serde(rename = $word)]
+                $value,
+            )*
         }
 
         impl $name {

@@ -55,8 +55,6 @@ struct ProcessView<'a> {
 
 words! {
     /// The status of a process.
-    #[derive(Serialize, Deserialize)]
-    #[serde(rename_all = "UPPERCASE")]
     pub enum Status {
         /// Still runs.
         Running = "RUNNING",
