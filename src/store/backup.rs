@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use tempfile::TempPath;
 
-#[cfg(feature = "postgres")]
 use super::copy::{TransferError, copy_into_file};
 use super::sqlite::{ReadOnlyFile, lock_files, log_files};
 use super::{DatabaseSummary, DatabaseUrl, Finding, OpenError, ReadOnlyDatabase, StoreError};
@@ -100,12 +99,28 @@ pub async fn back_up(
     to: &Path,
     replace: bool,
 ) -> Result<Backup, BackupError> {
-    let source = Source::open(database)?;
-    let target = Target::new(source.file(), to, replace)?;
-    let part = target.part(source.file())?;
+    // The pages of a file are copied, and the rows of a server's database.
+    let file = match database {
+        DatabaseUrl::Sqlite(path) => Some(ReadOnlyFile::open(path)?),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(_) => None,
+    };
+    let path = file.as_ref().map(ReadOnlyFile::path);
+    let target = Target::new(path, to, replace)?;
+    let part = target.part(path)?;
     let copy = part.path.to_path_buf();
+    let database = database.clone();
     let copied = tokio::task::spawn_blocking(move || -> Result<_, BackupError> {
-        source.copy_to(&copy)?;
+        match &file {
+            // Its sources would repeat the message.
+            Some(file) => file
+                .copy_to(&copy)
+                .map_err(|error| BackupError::Copy(error.to_string().into()))?,
+            None => copy_into_file(&database, &copy).map_err(|error| match error {
+                TransferError::Open(error) => error.into(),
+                error => BackupError::Copy(error.into()),
+            })?,
+        }
         // From here on only the copy is read, so that the check does not load the database.
         let contents = verify(&copy)?;
         let file = File::open(&copy).and_then(|file| {
@@ -125,47 +140,6 @@ pub async fn back_up(
         bytes,
         contents,
     })
-}
-
-/// Source of a backup.
-enum Source {
-    /// A file, of which the pages are copied.
-    File(ReadOnlyFile),
-    /// A server's database, of which the rows are copied.
-    #[cfg(feature = "postgres")]
-    Server(DatabaseUrl),
-}
-
-impl Source {
-    fn open(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        Ok(match url {
-            #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(_) => Self::Server(url.clone()),
-            DatabaseUrl::Sqlite(path) => Self::File(ReadOnlyFile::open(path)?),
-        })
-    }
-
-    fn file(&self) -> Option<&Path> {
-        match self {
-            Self::File(database) => Some(database.path()),
-            #[cfg(feature = "postgres")]
-            Self::Server(_) => None,
-        }
-    }
-
-    fn copy_to(&self, to: &Path) -> Result<(), BackupError> {
-        match self {
-            // Its sources would repeat the message.
-            Self::File(database) => database
-                .copy_to(to)
-                .map_err(|error| BackupError::Copy(error.to_string().into())),
-            #[cfg(feature = "postgres")]
-            Self::Server(url) => copy_into_file(url, to).map_err(|error| match error {
-                TransferError::Open(error) => error.into(),
-                error => BackupError::Copy(error.into()),
-            }),
-        }
-    }
 }
 
 /// Target of a backup.

@@ -28,7 +28,6 @@ use self::side::{
 pub(super) use self::tables::{HISTORIES, Table};
 use self::tables::{JOURNAL, ORDERS};
 use super::relocation::Relocation;
-#[cfg(feature = "postgres")]
 use super::sqlite;
 use super::{DatabaseUrl, Finding, OpenError, OpenReason};
 
@@ -245,7 +244,6 @@ pub fn compare(
 }
 
 /// Copies one snapshot of a database into a new file, of which no program is the owner yet.
-#[cfg(feature = "postgres")]
 pub(super) fn copy_into_file(
     from: &DatabaseUrl,
     file: &std::path::Path,

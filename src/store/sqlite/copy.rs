@@ -76,7 +76,6 @@ impl CopySide {
     }
 
     /// Makes an empty file, which is worthless until it is finished.
-    #[cfg(feature = "postgres")]
     pub fn new_file(path: &Path) -> Result<Self, OpenError> {
         let made = Connection::open(path).and_then(|db| {
             db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
