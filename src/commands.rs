@@ -15,7 +15,7 @@ use crate::config::{
 use crate::explain::Invocation;
 use crate::order::OrderId;
 use crate::process::{self, Exit, InvalidSetting};
-use crate::prune::{self, End, Pruning};
+use crate::prune::{self, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
     self, BackupError, OperatorResult, PruneCounts, ReadOnlyDatabase, Resolution, Store,
@@ -225,15 +225,14 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         process::print(format_args!("  {:<8} {orders} {noun} so far\n", "pruned"));
     };
     let removed = &mut pruning.removed;
-    let end = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
+    let is_done = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
     store.checkpoint().await;
     pruning.free_bytes = store.free_bytes();
     process::print(pruning);
-    match end {
-        End::Done => Ok(Exit::Done),
-        End::BrokenOff => bail!(PRUNING_INTERRUPTED),
-        End::Failed(error) => Err(error.into()),
+    if !is_done? {
+        bail!(PRUNING_INTERRUPTED);
     }
+    Ok(Exit::Done)
 }
 
 /// Prints the result of an operator's decision about an order. Returns the exit code if it failed.

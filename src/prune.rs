@@ -22,17 +22,6 @@ const PAUSE: Duration = Duration::from_millis(25);
 /// Interval of progress reports.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// Outcome of a prune.
-#[derive(Debug)]
-pub enum End {
-    /// No order that may be removed is left.
-    Done,
-    /// Stopped on request. Each batch is atomic.
-    BrokenOff,
-    /// A batch failed.
-    Failed(StoreError),
-}
-
 /// Result of a prune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pruning {
@@ -80,29 +69,27 @@ pub fn ago(age: Duration, now: Timestamp) -> Timestamp {
 }
 
 /// Removes all orders that settled before a time, batch by batch, until `stop` is cancelled. Adds
-/// the counts to `removed`, and reports progress at intervals.
+/// the counts to `removed`, and reports progress at intervals. Returns false if it was cancelled; each batch
+/// is atomic.
 pub async fn run(
     store: &Store,
     settled_before: Timestamp,
     stop: &CancellationToken,
     removed: &mut PruneCounts,
     mut on_progress: impl FnMut(&PruneCounts),
-) -> End {
+) -> Result<bool, StoreError> {
     let mut reported_at = Instant::now();
     let mut after = 0;
     loop {
         if stop.is_cancelled() {
-            return End::BrokenOff;
+            return Ok(false);
         }
         let now = store.clock().now();
-        match store.prune(settled_before, after, BATCH, now).await {
-            Ok(Some((batch, last))) => {
-                *removed += batch;
-                after = last;
-            }
-            Ok(None) => return End::Done,
-            Err(error) => return End::Failed(error),
-        }
+        let Some((batch, last)) = store.prune(settled_before, after, BATCH, now).await? else {
+            return Ok(true);
+        };
+        *removed += batch;
+        after = last;
         if reported_at.elapsed() >= PROGRESS {
             reported_at = Instant::now();
             on_progress(removed);
