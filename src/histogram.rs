@@ -37,13 +37,8 @@ impl HdrHistogram {
     }
 
     /// Returns the number of durations.
-    pub fn len(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.count
-    }
-
-    /// Returns whether nothing was counted.
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
     }
 
     /// Returns the duration that a `share` of them, from 0 to 1, did not exceed (the nearest rank), or
@@ -118,14 +113,9 @@ impl Histogram {
         counts.chain(std::iter::repeat(0)).take(bounds.len() + 1)
     }
 
-    /// Returns the number of durations.
-    pub fn len(&self) -> u64 {
+    /// Returns the number of values.
+    pub fn total(&self) -> u64 {
         self.counts.iter().sum()
-    }
-
-    /// Returns whether nothing was counted.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Returns the sum of all values.
@@ -148,7 +138,7 @@ mod tests {
             histogram.count_ms(&bounds, Duration::from_millis(ms));
         }
         assert_eq!(histogram.counts(&bounds).collect::<Vec<_>>(), [2, 3, 1]);
-        assert_eq!((histogram.len(), histogram.sum()), (6, 7_200));
+        assert_eq!((histogram.total(), histogram.sum()), (6, 7_200));
         let none = Histogram::default();
         assert_eq!(none.counts(&bounds).collect::<Vec<_>>(), [0, 0, 0]);
     }

@@ -138,7 +138,7 @@ mod tests {
         assert_eq!((again.starts, again.repeated_starts), (2, 1));
         let requests = again.requests();
         let counts: Vec<_> = requests
-            .map(|(request, answer, took)| (request, answer, took.len()))
+            .map(|(request, answer, took)| (request, answer, took.total()))
             .collect();
         let expected = [
             (RequestKind::Start, AnswerClass::Refused, 1),

@@ -74,7 +74,7 @@ fn stats(cached: &CachedStats, database: Check, info: DatabaseInfo) -> impl Seri
         newest_event: journal.last_seq(),
         per_minute: per_minute.collect::<Vec<_>>(),
         time_to_settle: object! {
-            orders: times.len(),
+            orders: times.total(),
             p50_seconds: times.quantile(0.5).map(seconds),
             p95_seconds: times.quantile(0.95).map(seconds),
         },

@@ -64,7 +64,7 @@ impl Exposition {
                     scale,
                 } => {
                     let sum = real(histogram.sum() as f64 / scale);
-                    let count = histogram.len();
+                    let count = histogram.total();
                     self.line(format_args!("{name}_sum{written} {sum}"));
                     self.line(format_args!("{name}_count{written} {count}"));
                     let infinite = std::iter::once("+Inf".to_owned());
