@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use warp::http::{Method, StatusCode};
@@ -23,7 +23,7 @@ use crate::process::{self, Exit};
 use crate::reconciler::ReconcilerThread;
 use crate::server::{self, ConnectionStats};
 use crate::service;
-use crate::simulator::faults::{Faults, Outage};
+use crate::simulator::faults::{Faults, Outage, Preset, presets};
 use crate::simulator::record::read_record;
 use crate::simulator::{self, Simulator};
 use crate::site::Site;
@@ -189,23 +189,6 @@ fn print_banner(
     Ok(())
 }
 
-/// Name of the choice that takes effect once. All others last until another is made.
-const CRASH: &str = "crash";
-
-/// Name of the choice of an upstream that is down.
-const DOWN: &str = "down";
-
-/// The simulator's state, as the dashboard shows it.
-#[derive(Serialize)]
-struct SimulatorState {
-    /// Name of the present choice, if the present faults are those of one.
-    now: Option<&'static str>,
-    /// Its effect, for people.
-    effect: Option<&'static str>,
-    is_alive: bool,
-    choices: Vec<&'static str>,
-}
-
 /// The path of the simulator's state. Below it, each choice is a path to post to.
 const PATH: &str = "/dev/simulator";
 
@@ -229,8 +212,9 @@ fn handle(simulator: &Simulator, method: &Method, path: &str) -> Option<Result<R
 
 /// Applies a choice by name. Returns `None` if there is no such choice.
 fn change(simulator: &Simulator, choice: &str) -> Option<()> {
-    if choice == CRASH {
-        // A simulator that is down already stays so, which is the wanted effect.
+    if choice == "crash" {
+        // It takes effect once; all others last until another is made. A simulator that is down already
+        // stays so, which is the wanted effect.
         simulator.crash(None);
     } else {
         let chosen = choices().find(|known| known.name == choice)?;
@@ -242,55 +226,30 @@ fn change(simulator: &Simulator, choice: &str) -> Option<()> {
 fn state(simulator: &Simulator) -> Response {
     let faults = simulator.faults();
     let now = choices().find(|choice| choice.faults == faults);
-    let state = SimulatorState {
-        now: now.as_ref().map(|choice| choice.name),
-        effect: now.as_ref().map(|choice| choice.effect),
-        is_alive: simulator.is_alive(),
-        choices: choices().map(|choice| choice.name).collect(),
-    };
-    api::json_answer(
-        StatusCode::OK,
-        serde_json::to_vec(&state).unwrap_or_default(),
-    )
-}
-
-/// A choice of faults.
-struct Choice {
-    name: &'static str,
-    /// Its effect, for people.
-    effect: &'static str,
-    faults: Faults,
+    // The present choice is absent if the faults are those of none.
+    let state = json!({
+        "now": now.as_ref().map(|choice| choice.name),
+        "effect": now.as_ref().map(|choice| choice.effect),
+        "is_alive": simulator.is_alive(),
+        "choices": choices().map(|choice| choice.name).collect::<Vec<_>>(),
+    });
+    api::json_answer(StatusCode::OK, state.to_string().into_bytes())
 }
 
 /// Returns the choices of faults: the presets, and an upstream that is down.
-fn choices() -> impl Iterator<Item = Choice> {
-    let presets = Faults::PRESETS.into_iter().filter_map(|name| {
-        let effect = match name {
-            "calm" => "nothing goes wrong",
-            "flaky" => "one request in four to seven fails",
-            "crashing" => {
-                "it crashes 2 s after its first start, then after 20 s, alternating, and forgets all"
-            }
-            _ => "nothing works in the first 20 s of each minute of the clock",
-        };
-        Some(Choice {
-            name,
-            effect,
-            faults: Faults::preset(name)?,
-        })
-    });
+fn choices() -> impl Iterator<Item = Preset> {
     // Each outage lasts until the next one begins.
-    let always = Outage {
+    let outage = Outage {
         every_ms: 1_000,
         lasts_ms: 1_000,
     };
-    let down = Choice {
-        name: DOWN,
+    let down = Preset {
+        name: "down",
         effect: "nothing works, until you choose something else",
         faults: Faults {
-            outage: always,
+            outage,
             ..Faults::default()
         },
     };
-    presets.chain([down])
+    presets().into_iter().chain([down])
 }

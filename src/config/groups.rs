@@ -9,7 +9,7 @@ use super::values::{IN_FLIGHT_MAX, parse_address, parse_host, parse_rate, parse_
 use crate::decide::LostProcess;
 use crate::process::LogFormat;
 use crate::reconciler::{Schedule, Settings};
-use crate::simulator::faults::Faults;
+use crate::simulator::faults::{Faults, presets};
 use crate::site::Site;
 use crate::store::DatabaseUrl;
 use crate::upstream::UpstreamUrl;
@@ -207,7 +207,7 @@ pub struct FaultArgs {
         env = "SIMULATOR_PRESET",
         value_name = "NAME",
         default_value = "calm",
-        value_parser = PossibleValuesParser::new(Faults::PRESETS)
+        value_parser = PossibleValuesParser::new(presets().map(|preset| preset.name))
     )]
     pub preset: String,
     /// Address that controls the simulator's faults: GET and PUT /faults, POST /crash; port 0 takes a

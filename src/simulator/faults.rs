@@ -32,6 +32,54 @@ pub struct Faults {
     pub crash: Crash,
 }
 
+/// A named set of faults.
+pub struct Preset {
+    /// The name.
+    pub name: &'static str,
+    /// Its effect, for people.
+    pub effect: &'static str,
+    /// The faults.
+    pub faults: Faults,
+}
+
+/// Returns the presets.
+pub fn presets() -> [Preset; 4] {
+    let crash = Crash {
+        // First before any process has ended; then long enough for processes of some seconds to complete.
+        lives_ms: vec![2_000, 20_000],
+        like_the_real_one: true,
+        ..Crash::default()
+    };
+    let outage = Outage {
+        every_ms: 60_000,
+        lasts_ms: 20_000,
+    };
+    let none = Faults::default;
+    [
+        ("calm", "nothing goes wrong", none()),
+        (
+            "flaky",
+            "one request in four to seven fails",
+            Faults::flaky(),
+        ),
+        (
+            "crashing",
+            "it crashes 2 s after its first start, then after 20 s, alternating, and forgets all",
+            Faults { crash, ..none() },
+        ),
+        (
+            "outage",
+            "nothing works in the first 20 s of each minute of the clock",
+            Faults { outage, ..none() },
+        ),
+    ]
+    .map(|(name, effect, faults)| Preset {
+        name,
+        effect,
+        faults,
+    })
+}
+
 /// The chance of each fault for a request, from 0 to 1; 0 if absent.
 pub type Chances = BTreeMap<Fault, f64>;
 
@@ -87,42 +135,13 @@ impl Crash {
 }
 
 impl Faults {
-    /// The names of the presets.
-    pub const PRESETS: [&str; 4] = ["calm", "flaky", "crashing", "outage"];
-
     /// Returns the preset with this name.
-    ///
-    /// - `calm`: no faults.
-    /// - `flaky`: failures of the network and of a gateway. Nothing is forgotten.
-    /// - `crashing`: crashes as the real service does, and alternately two and twenty seconds after the
-    ///   first start of an incarnation.
-    /// - `outage`: an outage in the first 20 seconds of each minute of the clock.
     pub fn preset(name: &str) -> Option<Self> {
-        match name {
-            "calm" => Some(Self::default()),
-            "flaky" => Some(Self::flaky()),
-            "crashing" => Some(Self {
-                crash: Crash {
-                    // First before any process has ended; then long enough for processes of some
-                    // seconds to complete.
-                    lives_ms: vec![2_000, 20_000],
-                    like_the_real_one: true,
-                    ..Crash::default()
-                },
-                ..Self::default()
-            }),
-            "outage" => Some(Self {
-                outage: Outage {
-                    every_ms: 60_000,
-                    lasts_ms: 20_000,
-                },
-                ..Self::default()
-            }),
-            _ => None,
-        }
+        let preset = presets().into_iter().find(|preset| preset.name == name);
+        preset.map(|preset| preset.faults)
     }
 
-    /// Returns faults of one request in four to six, all of which a client can survive.
+    /// Returns failures of the network and of a gateway, all of which a client can survive.
     fn flaky() -> Self {
         let all = [
             (Fault::AnswerLost, 0.03),
@@ -188,7 +207,7 @@ impl Faults {
         let base = match changes.remove("preset") {
             None => self.clone(),
             Some(name) => name.as_str().and_then(Self::preset).ok_or_else(|| {
-                let names = Self::PRESETS.join(", ");
+                let names = presets().map(|preset| preset.name).join(", ");
                 format!("unknown preset {name}; expected one of {names}")
             })?,
         };
@@ -248,8 +267,7 @@ mod tests {
 
     #[test]
     fn every_preset_survives_a_round_trip_through_json() {
-        for name in Faults::PRESETS {
-            let faults = Faults::preset(name).unwrap();
+        for Preset { name, faults, .. } in presets() {
             assert_eq!(faults.check(), Ok(()), "{name}");
             let json = serde_json::to_vec(&faults).unwrap();
             assert_eq!(serde_json::from_slice::<Faults>(&json).unwrap(), faults);
