@@ -13,11 +13,29 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::decide::LostProcess;
+use crate::decide::{LostProcess, OpenOrder};
 use crate::messages::{quoted, span};
-use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
-use crate::order_details::OrderDetails;
+use crate::order::{Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::UpstreamState;
+use crate::reconciler_state::ReconcilerState;
+
+/// Maximum count of the orders that wait ahead of another, which bounds the cost of counting.
+pub const COUNTED_AHEAD_MAX: u64 = 10_000;
+
+/// Everything that is stored about one order, read at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OrderDetails {
+    /// The order as its readers see it.
+    pub order: Order,
+    /// The order as the reconciler sees it, while it is open.
+    pub open: Option<OpenOrder>,
+    /// Its entries in the journal, oldest first: the moment and the name of the reason.
+    pub journal: Vec<(Timestamp, String)>,
+    /// Number of orders to be started before it. From [`COUNTED_AHEAD_MAX`] on there may be more.
+    pub ahead: u64,
+    /// The reconciler's report on itself and on the upstream.
+    pub reconciler: ReconcilerState,
+}
 
 /// An explanation of one order. Each text is one or more sentences.
 #[derive(Clone, Debug, PartialEq, Serialize)]

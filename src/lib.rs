@@ -19,9 +19,9 @@
 //! - [`decide`]: the decision about one order, given what was observed. One table. Pure.
 //! - [`histogram`], [`journal_stats`], [`reconciler_metrics`]: distributions of durations, totals of
 //!   the journal, counters of the reconciler. Pure.
-//! - [`reconciler_state`], [`order_details`]: the state that the reconciler reports, and everything that
-//!   is stored about one order. Pure.
-//! - [`messages`], [`explain`]: texts of logs and of `detail`, and explanations of one order. Pure.
+//! - [`reconciler_state`]: the state that the reconciler reports. Pure.
+//! - [`messages`], [`explain`]: texts of logs and of `detail`; everything that is stored about one order, and
+//!   its explanation. Pure.
 //! - [`id_arena`], [`clock`]: many ids in one allocation; time.
 //! - [`store`]: durable orders, their journal and the heartbeat; all SQL, all files beside it, backups.
 //! - [`process`]: logging, signals, exit codes, standard output.
@@ -65,7 +65,6 @@ pub mod id_arena;
 pub mod journal_stats;
 pub mod messages;
 pub mod order;
-pub mod order_details;
 pub mod pace;
 pub mod process;
 pub mod prune;

@@ -73,9 +73,9 @@ pub use self::transition::{AttentionUpdate, OrderChange, Recorded, Transition};
 use self::write::Write;
 pub use self::writer_stats::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, WriterStats};
 use crate::clock::DatabaseClock;
+use crate::explain::OrderDetails;
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
-use crate::order_details::OrderDetails;
 
 /// A handle on the orders of one database. Clones share connections and the write queue.
 #[derive(Clone)]

@@ -15,9 +15,8 @@ use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json, json_answer};
 use crate::clock::Clock;
-use crate::explain::Explanation;
+use crate::explain::{Explanation, OrderDetails};
 use crate::order::{Order, Status, Timestamp};
-use crate::order_details::OrderDetails;
 use crate::store::OrderView;
 
 /// Response header with the wait that was applied (RFC 7240, section 3).

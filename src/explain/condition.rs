@@ -2,10 +2,10 @@
 //!
 //! Pure, like all of `explain`.
 
+use super::OrderDetails;
 use crate::decide::{Intent, OpenOrder, Phase, is_in_doubt};
 use crate::messages::{clean, lasting, past, span, throttling};
 use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
-use crate::order_details::OrderDetails;
 use crate::pace::UpstreamState;
 
 impl OrderDetails {

@@ -2,10 +2,10 @@
 //!
 //! Pure, like all of `explain`.
 
+use super::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::decide::{LostProcess, OpenOrder, Phase};
 use crate::messages::{clean, future, reduction_cause, span, start_limit};
 use crate::order::{Reason, ResolvedBy, Timestamp};
-use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::StartLimit;
 
 impl OrderDetails {

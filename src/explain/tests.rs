@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::*;
 use crate::decide::{Intent, OpenOrder, Phase};
 use crate::order::{Attention, Order, OrderId, ResolvedBy};
-use crate::order_details::COUNTED_AHEAD_MAX;
 use crate::pace::{Incarnations, LearnedLimits, StartRate};
 use crate::reconciler_metrics::ReconcilerMetrics;
 use crate::reconciler_state::ReconcilerState;

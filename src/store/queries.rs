@@ -18,9 +18,9 @@ use super::rows::{
 };
 use super::{Cursor, Filter, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot};
 use crate::decide::OpenOrder;
+use crate::explain::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
-use crate::order_details::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::pace::{BACKOFF_MAX, StartClass};
 use crate::reconciler_state::ReconcilerState;
 
