@@ -40,7 +40,7 @@ pub(in super::super) enum EventQuery {
 
 impl EventQuery {
     pub fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
-        let mut after = None;
+        let mut after = After::Event(Cursor::default());
         let mut last_seen = None;
         let mut limit_given = None;
         let mut order = None;
@@ -48,7 +48,7 @@ impl EventQuery {
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             check_new(&mut seen, &name)?;
             match &*name {
-                "after" if value == "latest" => after = Some(After::Latest),
+                "after" if value == "latest" => after = After::Latest,
                 "after" => {
                     let position = value.parse().map_err(|_| {
                         Problem::parameter(
@@ -59,7 +59,7 @@ impl EventQuery {
                             ),
                         )
                     })?;
-                    after = Some(After::Event(position));
+                    after = After::Event(position);
                 }
                 "lastEventId" => last_seen = last_event_id("lastEventId", &value)?,
                 "limit" => limit_given = Some(limit(&value)?),
@@ -80,21 +80,7 @@ impl EventQuery {
             }
         }
         if !prefers(headers, "text/event-stream") {
-            if last_seen.is_some() {
-                return Err(Problem::parameter(
-                    "lastEventId",
-                    "lastEventId is for a stream (Accept: text/event-stream); use after for a page",
-                ));
-            }
-            return match after {
-                Some(After::Latest) => Err(Problem::parameter(
-                    "after",
-                    "after=latest is for a stream (Accept: text/event-stream); no page follows the newest \
-                     event",
-                )),
-                Some(After::Event(after)) => Ok(Self::page(after, limit_given, order)),
-                None => Ok(Self::page(Cursor::default(), limit_given, order)),
-            };
+            return Self::page(after, last_seen, limit_given, order);
         }
         if limit_given.is_some() {
             return Err(Problem::parameter(
@@ -106,20 +92,34 @@ impl EventQuery {
         let header = headers.get("last-event-id");
         let header = header.map(|value| value.to_str().unwrap_or("not text"));
         let header = last_event_id("Last-Event-ID", header.unwrap_or_default())?;
-        let after = header
-            .or(last_seen)
-            .map(After::Event)
-            .or(after)
-            .unwrap_or(After::Event(Cursor::default()));
+        let after = header.or(last_seen).map_or(after, After::Event);
         Ok(Self::Stream { after, order })
     }
 
-    fn page(after: Cursor, limit: Option<usize>, order: Option<OrderId>) -> Self {
-        Self::Page {
+    fn page(
+        after: After,
+        last_seen: Option<Cursor>,
+        limit: Option<usize>,
+        order: Option<OrderId>,
+    ) -> Result<Self, Problem> {
+        if last_seen.is_some() {
+            return Err(Problem::parameter(
+                "lastEventId",
+                "lastEventId is for a stream (Accept: text/event-stream); use after for a page",
+            ));
+        }
+        let After::Event(after) = after else {
+            return Err(Problem::parameter(
+                "after",
+                "after=latest is for a stream (Accept: text/event-stream); no page follows the newest \
+                 event",
+            ));
+        };
+        Ok(Self::Page {
             after,
             limit: limit.unwrap_or(LIMIT_DEFAULT),
             order,
-        }
+        })
     }
 }
 
