@@ -4,6 +4,7 @@
 //! here, because the API must not import the simulator.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,47 +44,22 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
         .tempdir()
         .context("no temporary folder can be made")?;
     let listener = server::listen(args.listen.listen, "--listen").await?;
-    let (url, simulator_listener) = match &args.order_process_url {
-        Some(url) => (url.clone(), None),
+    let record = folder.path().join("simulator.log");
+    // It has a stop of its own, because the final account reads its list.
+    let simulator_stop = CancellationToken::new();
+    let (url, simulator, control) = match &args.order_process_url {
+        Some(url) => (url.clone(), None, None),
         None => {
-            let listener = server::listen(args.simulator_listen, "--simulator-listen").await?;
-            let url = url_at(&listener)?;
-            let url: UpstreamUrl = url.parse().context("parsing the simulator's URL failed")?;
-            (url, Some(listener))
+            let (url, simulator, control) =
+                start_simulator(&args, record.clone(), simulator_stop.clone()).await?;
+            (url, Some(simulator), control)
         }
     };
     let settings = args.reconcile.settings();
     let upstream = client(&url, settings.request_timeout)?;
     let database = folder.path().join("orders.db");
     let store = Store::open(&DatabaseUrl::from(database), Mode::Threaded)?;
-    let mut simulator = None;
-    let simulator_stop = CancellationToken::new();
-    let record = folder.path().join("simulator.log");
-    let mut control_url = None;
-    if let Some(listener) = simulator_listener {
-        let control = simulator::listen_for_control(args.faults.control).await?;
-        control_url = match &control {
-            Some(control) => Some(url_at(control)?),
-            None => None,
-        };
-        let options = simulator::Options {
-            max_duration_secs: args.max_order_process_duration,
-            first_succeeds: true,
-            seed: args.seed,
-            log: Some(record.clone()),
-            faults: args.faults.faults(),
-        };
-        let served = Arc::new(Simulator::new(&options)?);
-        simulator = Some(served.clone());
-        // It has a stop of its own, because the final account reads its list.
-        let stop = simulator_stop.clone();
-        tokio::spawn(async move {
-            if let Err(error) = simulator::serve(listener, control, served, stop).await {
-                log::error!("simulator failed: {error:#}");
-            }
-        });
-    }
-    print_banner(&args, &listener, &url, control_url.as_deref(), &store)?;
+    print_banner(&args, &listener, &url, control.as_deref(), &store)?;
     let policy = settings.lost_process;
     let reconciler =
         ReconcilerThread::spawn(store.clone(), upstream.clone(), settings, stop.clone())?;
@@ -106,6 +82,33 @@ pub async fn run(args: DevArgs) -> anyhow::Result<Exit> {
     process::print(format_args!("\n{account}"));
     simulator_stop.cancel();
     Ok(account.exit())
+}
+
+/// Serves the simulator until `stop`. Returns its URL, and that of its control address if there is one.
+async fn start_simulator(
+    args: &DevArgs,
+    record: PathBuf,
+    stop: CancellationToken,
+) -> anyhow::Result<(UpstreamUrl, Arc<Simulator>, Option<String>)> {
+    let listener = server::listen(args.simulator_listen, "--simulator-listen").await?;
+    let url = url_at(&listener)?;
+    let url = url.parse().context("parsing the simulator's URL failed")?;
+    let control = simulator::listen_for_control(args.faults.control).await?;
+    let control_url = control.as_ref().map(url_at).transpose()?;
+    let simulator = Arc::new(Simulator::new(&simulator::Options {
+        max_duration_secs: args.max_order_process_duration,
+        first_succeeds: true,
+        seed: args.seed,
+        log: Some(record),
+        faults: args.faults.faults(),
+    })?);
+    let served = simulator.clone();
+    tokio::spawn(async move {
+        if let Err(error) = simulator::serve(listener, control, served, stop).await {
+            log::error!("simulator failed: {error:#}");
+        }
+    });
+    Ok((url, simulator, control_url))
 }
 
 /// Time limit for the simulator to restart after a crash, which takes a second.
