@@ -6,8 +6,9 @@
 //! database alone.
 
 mod absences;
+mod conclusion;
 mod context;
-mod effects;
+mod failed_request;
 mod heartbeat;
 mod in_flight;
 mod list;
@@ -25,9 +26,9 @@ mod report;
 mod running;
 mod schedule;
 mod start;
-mod start_attempt;
 mod start_commits;
 mod start_queue;
+mod start_request;
 mod thread;
 
 use std::cell::Cell;
@@ -37,8 +38,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use self::context::Context;
-pub use self::context::Stage;
-pub use self::effects::Decision;
+pub use self::context::{Decision, Stage};
 use self::heartbeat::HeartbeatWriter;
 use self::in_flight::Requests;
 use self::metered::MeteredUpstream;

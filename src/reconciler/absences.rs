@@ -1,9 +1,10 @@
 //! The absences that a poll finds: the orders that stay in doubt, and the restart of the upstream that many
 //! forgotten processes show.
 
+use super::failed_request::delayed;
 use super::look_ups::LOOK_UPS_MAX;
 use super::observations::Observations;
-use super::{Decision, Reconciler, effects};
+use super::{Decision, Reconciler};
 use crate::clock::Clock;
 use crate::decide::{Action, Occasion, Policy};
 use crate::messages::span;
@@ -125,7 +126,7 @@ pub(super) fn undetermined(
             observations.orders.order(*index),
             observations.orders.ids().get(*index),
         );
-        let step = effects::delayed(&order, id, failure, policy, now)?;
+        let step = delayed(&order, id, failure, policy, now)?;
         let seq = order.seq;
         Some(OrderChange { seq, step })
     });

@@ -3,13 +3,27 @@
 
 use std::cell::Cell;
 
-use super::effects::Decision;
 use super::metered::MeteredUpstream;
 use super::{Report, Settings, Trace, order_log};
 use crate::clock::SteadyClock;
-use crate::decide::{Observation, Occasion, OpenOrder, Policy, decide};
+use crate::decide::{Action, Observation, Occasion, OpenOrder, Policy, decide};
 use crate::order::Timestamp;
 use crate::store::{Leadership, OrderChange, Recorded, StartCandidate, Store, StoreError};
+
+/// A decision about one order, and what it was based on.
+#[derive(Clone, Copy, Debug)]
+pub struct Decision<'a> {
+    /// The order.
+    pub order: &'a OpenOrder,
+    /// The occasion of the decision.
+    pub occasion: Occasion,
+    /// The observation that it was based on, if there was one.
+    pub observation: Option<&'a Observation>,
+    /// The action to take.
+    pub action: Action,
+    /// Set if the order's intended start does not count any more, because no process was found.
+    pub is_intent_discounted: bool,
+}
 
 /// The stages of starting an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -16,51 +16,14 @@ use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 
 use super::observations::ListSnapshot;
-use crate::decide::Observation;
+use super::start_request::StartAnswer;
 use crate::order::{Observed, Timestamp};
-use crate::pace::Call;
-use crate::store::{OpenOrders, StartCandidate};
+use crate::store::OpenOrders;
 use crate::upstream::Failure;
 
 /// Time for which a poll waits for the next answer. Nearly every answer has come by then, and is
 /// processed before starts follow.
 pub(super) const ANSWER_WAIT: Duration = Duration::from_secs(1);
-
-/// A request to the upstream for one order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Request {
-    /// A look-up.
-    LookUp,
-    /// A start, whose intent is on disk.
-    Start,
-}
-
-/// The upstream's answer to a request.
-#[derive(Debug)]
-pub(super) enum Answer {
-    /// The answer to a look-up.
-    Observed(Observation),
-    /// The failure of a look-up.
-    NotObserved(Failure),
-    /// The start was accepted, or a look-up has found the process.
-    Accepted { is_observed: bool },
-    /// The start had no effect: it cannot have reached the upstream, or was answered 429.
-    WithoutEffect(Failure),
-    /// The start may have taken effect. `answer_status` is the HTTP status of the answer, if there was one.
-    Ambiguous {
-        answer_status: Option<u16>,
-        failure: Failure,
-    },
-    /// The start was refused, perhaps because there is a process: `observation` is by a look-up after it.
-    Refused {
-        answer_status: Option<u16>,
-        detail: String,
-        observation: Result<Observation, Failure>,
-    },
-}
-
-/// An order, the request that was sent for it, and the answer.
-pub(super) type StartAnswer = (StartCandidate, Call, Answer);
 
 /// The answer to a look-up, and the moment at which it was sent.
 pub(super) type LookUpAnswer = (Timestamp, Result<Observed, Failure>);

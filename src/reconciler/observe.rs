@@ -7,9 +7,10 @@
 use anyhow::Context as _;
 
 use super::absences::{newly_missing, undetermined};
+use super::conclusion::add_transitions;
 use super::observations::Observations;
 use super::running::still_runs;
-use super::{Reconciler, Report, effects};
+use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::{Action, Occasion};
 use crate::order::Timestamp;
@@ -120,7 +121,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let id = observations.orders.ids().get(index);
             let missed = newly_missing(&decision, &policy);
             for decision in missed.iter().chain([&decision]) {
-                effects::add_transitions(decision, id, None, now, &mut transitions);
+                add_transitions(decision, id, None, now, &mut transitions);
             }
             let (action, seq) = (decision.action, order.seq);
             changes.extend(transitions.drain(..).map(|step| OrderChange { seq, step }));

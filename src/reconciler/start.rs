@@ -26,11 +26,12 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::conclusion::Conclusion;
 use super::context::{Context, Stage};
-use super::in_flight::{Answer, Request, Requests};
+use super::in_flight::Requests;
 use super::poll_due::reached;
-use super::start_attempt::Conclusion;
 use super::start_commits::{Committed, StartCommits};
+use super::start_request::{Answer, Request};
 use super::{Reconciler, Report};
 use crate::clock::Clock;
 use crate::decide::Occasion;
@@ -192,19 +193,7 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
                 continue;
             }
             self.context.enter(Stage::InFlight, &order);
-            let (context, stop) = (self.context.clone(), self.stop.clone());
-            let call = Call {
-                kind: match request {
-                    Request::Start => RequestKind::Start,
-                    Request::LookUp => RequestKind::LookUp,
-                },
-                failing_order: order.order.last_request_failed().then_some(order.order.seq),
-                sent_at: self.now(),
-            };
-            self.requests.for_starts.send(order.order.seq, async move {
-                let answer = context.send(request, &order, &stop).await;
-                (order, call, answer)
-            });
+            self.reconciler.send(request, order, self.stop);
         }
     }
 
@@ -226,15 +215,10 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
         self.write_result(order, vec![Transition::Withdrawn]);
     }
 
-    async fn on_answered(&mut self, order: StartCandidate, mut call: Call, answer: Answer) {
+    async fn on_answered(&mut self, order: StartCandidate, call: Call, answer: Answer) {
         let now = self.now();
-        match &answer {
-            Answer::Accepted { .. } => self.reconciler.pace.on_start_accepted(order.order.seq, now),
-            Answer::Refused {
-                observation: Err(_),
-                ..
-            } => call.kind = RequestKind::LookUp,
-            _ => {}
+        if let Answer::Accepted { .. } = answer {
+            self.reconciler.pace.on_start_accepted(order.order.seq, now);
         }
         let conclusion = self.context.on_answer(&order, answer, now);
         self.report.unanswered += usize::from(conclusion.failure.is_some());
@@ -242,8 +226,7 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
         self.advance(order, conclusion);
         // A long pass must not look like none, and readers see the upstream's state at once.
         let starting = self.starting();
-        let written = self.reconciler.write_heartbeat_if_due(starting).await;
-        if let Err(error) = written {
+        if let Err(error) = self.reconciler.write_heartbeat_if_due(starting).await {
             self.error.get_or_insert(error);
         }
     }
