@@ -201,9 +201,12 @@ pub async fn start(store: &Store, seqs: &[i64], now: Timestamp) -> anyhow::Resul
         Transition::Intended { previous: None },
         Transition::Started { is_observed: false },
     ];
-    let changes = seqs
-        .iter()
-        .flat_map(|seq| steps.clone().map(|step| OrderChange { seq: *seq, step }));
+    let changes = seqs.iter().flat_map(|seq| {
+        steps.clone().map(|transition| OrderChange {
+            seq: *seq,
+            transition,
+        })
+    });
     record(store, changes.collect(), now).await
 }
 
@@ -220,7 +223,7 @@ pub async fn settle(
     };
     let changes = seqs.iter().map(|seq| OrderChange {
         seq: *seq,
-        step: Transition::Settled(outcome()),
+        transition: Transition::Settled(outcome()),
     });
     record(store, changes.collect(), now).await
 }

@@ -315,7 +315,7 @@ mod tests {
         /// Records two events: PROCESSING, then settled.
         async fn settle(&self, seq: i64) {
             let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
-            let changes = steps.map(|step| OrderChange { seq, step });
+            let changes = steps.map(|transition| OrderChange { seq, transition });
             let lead = self.other.try_lead().await.unwrap().unwrap();
             let recorded = self.other.record(&lead, changes.into(), Timestamp(2)).await;
             recorded.unwrap();

@@ -126,17 +126,17 @@ pub(super) fn undetermined(
             observations.orders.order(*index),
             observations.orders.ids().get(*index),
         );
-        let step = delayed(&order, id, failure, policy, now)?;
+        let transition = delayed(&order, id, failure, policy, now)?;
         let seq = order.seq;
-        Some(OrderChange { seq, step })
+        Some(OrderChange { seq, transition })
     });
     let mut changes: Vec<OrderChange> = failed.collect();
     for (index, began_at) in &observations.unconfirmed {
         let order = observations.orders.order(*index);
         if !order.is_marked_missing() {
             let (seq, began_at) = (order.seq, *began_at);
-            let step = Transition::Missed { began_at };
-            changes.push(OrderChange { seq, step });
+            let transition = Transition::Missed { began_at };
+            changes.push(OrderChange { seq, transition });
         }
     }
     changes

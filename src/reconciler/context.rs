@@ -93,10 +93,10 @@ impl<U, C> Context<U, C> {
         let mut report = Report::of(&changes);
         let recorded = self.store.record(&self.lead, changes, now).await?;
         report.conflicts = recorded.conflicts.len();
-        for OrderChange { seq, step } in logged.into_iter().flatten() {
+        for OrderChange { seq, transition } in logged.into_iter().flatten() {
             // Nothing was recorded of an order that had moved on.
             if !recorded.conflicts.contains(&seq) {
-                order_log::log_transition(&self.store, seq, &step, now).await;
+                order_log::log_transition(&self.store, seq, &transition, now).await;
             }
         }
         Ok((recorded, report))

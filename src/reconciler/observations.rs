@@ -409,10 +409,10 @@ mod tests {
                 let id = OrderId::new(format!("a{n}")).unwrap();
                 store.create(id, Timestamp(0)).await.unwrap();
             }
-            let step = Transition::Adopted;
+            let transition = Transition::Adopted;
             let changes = (1..=6).map(|seq| OrderChange {
                 seq,
-                step: step.clone(),
+                transition: transition.clone(),
             });
             let lead = store.try_lead().await.unwrap().unwrap();
             let recorded = store.record(&lead, changes.collect(), Timestamp(1)).await;

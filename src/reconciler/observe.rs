@@ -124,7 +124,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 add_transitions(decision, id, None, now, &mut transitions);
             }
             let (action, seq) = (decision.action, order.seq);
-            changes.extend(transitions.drain(..).map(|step| OrderChange { seq, step }));
+            let to_change = |transition| OrderChange { seq, transition };
+            changes.extend(transitions.drain(..).map(to_change));
             if action == Action::Start {
                 if let Some(observation) = observation.filter(|_| missed.is_some()) {
                     order.mark_missing(observation.began_at);

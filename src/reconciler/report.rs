@@ -77,8 +77,8 @@ impl Report {
     /// Returns the counts of these changes.
     pub(super) fn of(changes: &[OrderChange]) -> Self {
         let mut report = Self::default();
-        for OrderChange { step, .. } in changes {
-            match step {
+        for OrderChange { transition, .. } in changes {
+            match transition {
                 Transition::Started { .. } => report.started += 1,
                 Transition::Restarted { .. } => report.restarted += 1,
                 Transition::Adopted => report.adopted += 1,

@@ -58,7 +58,7 @@ impl StartCommits {
         let seq = order.order.seq;
         let transitions = transitions.into_iter();
         self.changes
-            .extend(transitions.map(|step| OrderChange { seq, step }));
+            .extend(transitions.map(|transition| OrderChange { seq, transition }));
     }
 
     /// Adds changes of an order, with the intent to start it, to the next commit.

@@ -11,7 +11,7 @@ pub struct OrderChange {
     /// The order's sequence number.
     pub seq: i64,
     /// The change.
-    pub step: Transition,
+    pub transition: Transition,
 }
 
 /// Changes of an order's state.

@@ -112,7 +112,9 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
                 Transition::Flagged(attention(Reason::ProcessLost)),
             ],
         };
-        let changes = steps.into_iter().map(|step| OrderChange { seq, step });
+        let changes = steps
+            .into_iter()
+            .map(|transition| OrderChange { seq, transition });
         let now = Timestamp(1_999_999_999_000 + seq);
         store.record(&lead, changes.collect(), now).await.unwrap();
     }

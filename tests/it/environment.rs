@@ -300,7 +300,7 @@ pub async fn record(
 ) {
     let changes = changes.into_iter();
     let changes: Vec<_> = changes
-        .map(|(seq, step)| OrderChange { seq, step })
+        .map(|(seq, transition)| OrderChange { seq, transition })
         .collect();
     let count = changes.len();
     let recorded = store.record(&lead(store).await, changes, at).await.unwrap();

@@ -111,7 +111,7 @@ async fn create(store: &Store, id: &str, at: i64) -> i64 {
 async fn record(store: &Store, seq: i64, steps: Vec<Transition>, at: i64) -> (usize, usize) {
     let changes = steps
         .into_iter()
-        .map(|step| OrderChange { seq, step })
+        .map(|transition| OrderChange { seq, transition })
         .collect();
     let recorded = store
         .record(&lead(store).await, changes, Timestamp(at))
@@ -326,8 +326,8 @@ async fn a_deposed_leader_records_nothing() {
 /// Checks that a deposed leader records nothing, and that its successor does.
 async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leadership; 2], seq: i64) {
     let adopt = || {
-        let step = Transition::Adopted;
-        vec![OrderChange { seq, step }]
+        let transition = Transition::Adopted;
+        vec![OrderChange { seq, transition }]
     };
     let before = journal(first).await;
     let refused = [

@@ -197,7 +197,7 @@ fn batches(orders: usize, steps: &[Transition]) -> impl Iterator<Item = Vec<Orde
             steps
                 .iter()
                 .cloned()
-                .map(move |step| OrderChange { seq, step })
+                .map(move |transition| OrderChange { seq, transition })
         };
         seqs.iter().flat_map(of_one).collect()
     };

@@ -68,7 +68,9 @@ fn statement(
     all_apply: bool,
 ) -> (String, Vec<StepValue>) {
     let seqs: Vec<i64> = changes.iter().map(|each| each.change.seq).collect();
-    let values = changes.iter().map(|each| each.change.step.values(each.now));
+    let values = changes
+        .iter()
+        .map(|each| each.change.transition.values(each.now));
     let values_of_all: Vec<_> = values.collect();
     let (mut arrays, mut names) = ("$1::bigint[]".to_owned(), "seq".to_owned());
     let mut values: Vec<StepValue> = vec![Box::new(seqs)];
@@ -112,7 +114,7 @@ impl Plan {
             if rounds.len() == *round {
                 rounds.push(BTreeMap::new());
             }
-            let of_kind = rounds[*round].entry(change.step.update());
+            let of_kind = rounds[*round].entry(change.transition.update());
             of_kind.or_default().push(index);
             *round += 1;
         }
@@ -153,13 +155,13 @@ pub(super) fn recorded(
     entries: &mut Vec<NewEntry>,
 ) -> Recorded {
     let mut recorded = Recorded::default();
-    for (OrderChange { seq, step }, took_effect) in changes.iter().zip(took_effect) {
+    for (OrderChange { seq, transition }, took_effect) in changes.iter().zip(took_effect) {
         if !took_effect {
             recorded.conflicts.push(*seq);
             continue;
         }
         recorded.changed += 1;
-        if let Some(reason) = step.event_reason() {
+        if let Some(reason) = transition.event_reason() {
             entries.push(NewEntry {
                 order_seq: *seq,
                 at: now,

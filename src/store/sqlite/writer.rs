@@ -25,7 +25,7 @@ use crate::store::retirement::Retirement;
 use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
-use crate::store::{Creation, OrderChange, Recorded, StoreError, Transition};
+use crate::store::{Creation, OrderChange, Recorded, StoreError};
 
 /// The writing connection and its lock.
 pub(super) struct Committer {
@@ -205,26 +205,27 @@ fn create(db: &Connection, id: &OrderId, now: Timestamp) -> rusqlite::Result<Cre
 /// Records changes and their journal entries. A change whose order has moved on has no effect.
 fn record(db: &Connection, changes: &[OrderChange], now: Timestamp) -> rusqlite::Result<Recorded> {
     let mut recorded = Recorded::default();
-    for OrderChange { seq, step } in changes {
-        if !change(db, *seq, step, now)? {
-            recorded.conflicts.push(*seq);
+    for each in changes {
+        if !change(db, each, now)? {
+            recorded.conflicts.push(each.seq);
             continue;
         }
         recorded.changed += 1;
-        if let Some(reason) = step.event_reason() {
-            journal(db, *seq, reason, now)?;
+        if let Some(reason) = each.transition.event_reason() {
+            journal(db, each.seq, reason, now)?;
         }
     }
     Ok(recorded)
 }
 
-/// Makes a transition. Returns true if it changed its order.
-fn change(db: &Connection, seq: i64, step: &Transition, now: Timestamp) -> rusqlite::Result<bool> {
-    let values = step.values(now);
-    let mut update = db.prepare_cached(step.update().sql)?;
+/// Makes a change. Returns true if it took effect.
+fn change(db: &Connection, change: &OrderChange, now: Timestamp) -> rusqlite::Result<bool> {
+    let OrderChange { seq, transition } = change;
+    let values = transition.values(now);
+    let mut update = db.prepare_cached(transition.update().sql)?;
     for index in 1..=update.parameter_count() {
         let value: &dyn ToSql = match update.parameter_name(index) {
-            Some(":seq") => &seq,
+            Some(":seq") => seq,
             Some(":at") => &values.at,
             Some(":moment") => &values.moment,
             Some(":difference") => &values.difference,

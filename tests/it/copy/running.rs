@@ -106,9 +106,9 @@ async fn a_single_run_exits_once_the_orders_have_moved() {
         let store = open(&from);
         let now = store.clock().now();
         let seq = create(&store, "a1", now).await;
-        let step = Transition::Intended { previous: None };
+        let transition = Transition::Intended { previous: None };
         let lead = lead(&store).await;
-        let changes = vec![OrderChange { seq, step }];
+        let changes = vec![OrderChange { seq, transition }];
         store.record(&lead, changes, now).await.unwrap();
         drop((lead, store));
         let arguments = ["--once", "--database-url", &from];

@@ -244,7 +244,7 @@ async fn changes_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() 
         let changes = [(one, intended.clone()), (other, Transition::Adopted)];
         for expected in [(2, vec![]), (0, vec![one, other])] {
             let changes = changes.iter().cloned();
-            let changes = changes.map(|(seq, step)| OrderChange { seq, step });
+            let changes = changes.map(|(seq, transition)| OrderChange { seq, transition });
             let cut = proxy.cut();
             proxy.set(fault);
             let recorded = store.record(&lead, changes.collect(), Timestamp(number));
@@ -274,8 +274,8 @@ async fn changes_that_reach_the_server_after_their_repetition_have_no_effect() {
     let store = open(&[primary.port()]);
     let seq = create(&store, "a1", 1).await;
     let lead = store.try_lead().await.unwrap().unwrap();
-    let record = async |step| {
-        let changes = vec![OrderChange { seq, step }];
+    let record = async |transition| {
+        let changes = vec![OrderChange { seq, transition }];
         let recorded = store.record(&lead, changes, Timestamp(2)).await.unwrap();
         assert_eq!(recorded.changed, 1);
     };

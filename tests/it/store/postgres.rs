@@ -265,8 +265,8 @@ async fn a_write_of_the_last_epoch_is_refused_beside_the_begin_of_the_next() {
         let store = store.clone();
         async move { store.try_lead().await }
     });
-    let step = Transition::Intended { previous: None };
-    let changes = vec![OrderChange { seq, step }];
+    let transition = Transition::Intended { previous: None };
+    let changes = vec![OrderChange { seq, transition }];
     let recorded = tokio::spawn(async move { store.record(&deposed, changes, Timestamp(3)).await });
     short().await;
     release(&database, holder);

@@ -130,7 +130,7 @@ async fn a_nul_in_a_text_fails_only_its_own_write() {
     let lead = store.try_lead().await.unwrap().unwrap();
     let flagged = OrderChange {
         seq,
-        step: Transition::Flagged(AttentionUpdate {
+        transition: Transition::Flagged(AttentionUpdate {
             reason: Reason::StartRefused,
             detail: "a\0b".to_owned(),
             next_attempt_at: Timestamp(9),
@@ -212,8 +212,8 @@ async fn changes_of_orders_are_sent_with_their_commit() {
     let mut holder = holder.spawn().unwrap();
     primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'");
     let recorded = tokio::spawn(async move {
-        let step = Transition::Intended { previous: None };
-        let changes = vec![OrderChange { seq, step }];
+        let transition = Transition::Intended { previous: None };
+        let changes = vec![OrderChange { seq, transition }];
         store.record(&lead, changes, Timestamp(2)).await
     });
     primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid'");

@@ -38,7 +38,7 @@ impl EnginePair<'_> {
     pub(super) fn change(&mut self) -> OrderChange {
         OrderChange {
             seq: self.random.i64(1..24),
-            step: self.transition(),
+            transition: self.transition(),
         }
     }
 
