@@ -6,7 +6,7 @@ use super::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::decide::{LostProcess, OpenOrder, Phase};
 use crate::messages::{clean, future, reduction_cause, span, start_limit};
 use crate::order::{Reason, ResolvedBy, Timestamp};
-use crate::pace::StartLimit;
+use crate::pace::{StartLimit, StartRate};
 
 impl OrderDetails {
     /// Returns sentences about the next events.
@@ -51,10 +51,14 @@ impl OrderDetails {
                     None => "If its start gets no answer, its process is looked up.".to_owned(),
                     Some(_) => format!("Its process is looked up{}.", self.poll_time(open, now)),
                 };
+                let limit = match open.restart_requested {
+                    true => "",
+                    false => ", and only if --max-starts allows",
+                };
                 vec![format!(
                     "{look_up} If there is one, it is adopted. It is started again only after a complete \
                      answer, requested at least one --request-timeout after that start was given up, \
-                     shows no process."
+                     shows no process{limit}."
                 )]
             }
             (Phase::Created, None, Some(Reason::MaxStarts)) if !open.restart_requested => {
@@ -115,9 +119,12 @@ impl OrderDetails {
         let rate = learned.rate.as_ref();
         lines.push(match (self.ahead, learned.wait(self.ahead, now).zip(rate)) {
             (0, _) if is_delayed => "No other order is ahead of it.".to_owned(),
+            // Neither the requests in flight nor the last start are known here.
             (0, _) => format!(
-                "It is the next to be started, at once or in the next pass{}.",
-                self.pass_time(now)
+                "It is the next to be started, now or in the next pass{}, as soon as the {} and the requests \
+                 in flight allow.",
+                self.pass_time(now),
+                rate.map_or("start rate".to_owned(), rate_of)
             ),
             (ahead, _) if is_delayed => format!("{} ahead of it.", orders_are(ahead)),
             (ahead, None) => format!(
@@ -129,10 +136,10 @@ impl OrderDetails {
                     format!(" The rate is reduced: {}.", clean(reduction_cause(cause)))
                 });
                 format!(
-                    "{} ahead of it. At the present rate of {:.1} starts/s it is started in about {} or \
-                     more, because starts that fail are repeated.{reason}",
+                    "{} ahead of it. At the present {} its turn comes in about {}, or later: starts that \
+                     fail are repeated, and requests without an answer hold others up.{reason}",
                     orders_are(ahead),
-                    rate.rate(),
+                    rate_of(rate),
                     span(wait)
                 )
             }
@@ -158,7 +165,10 @@ impl OrderDetails {
             )];
         }
         let then = match self.reconciler.policy {
-            Some(LostProcess::Restart) => "it is started again when its turn comes",
+            Some(LostProcess::Restart) => {
+                "it is started again when its turn comes, unless it was started --max-starts times; then it \
+                 is held until an operator decides"
+            }
             Some(LostProcess::Fail) if self.is_unobserved_under_fail() => {
                 "it is held until an operator decides, because no poll on record has found it"
             }
@@ -199,6 +209,12 @@ impl OrderDetails {
 /// Returns the moment of the next attempt, if it is not due now.
 fn due_at(open: &OpenOrder, now: Timestamp) -> Option<Timestamp> {
     open.next_attempt_at.filter(|_| !open.is_due(now))
+}
+
+/// Formats a start rate: `rate of 12.5 starts/s`.
+fn rate_of(rate: &StartRate) -> String {
+    let rounded = (rate.rate() * 1e3).round() / 1e3;
+    format!("rate of {rounded} starts/s")
 }
 
 fn orders_are(count: u64) -> String {

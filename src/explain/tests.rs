@@ -121,7 +121,8 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
             "Order \"a1\" has been CREATED for 30 s. Nothing is wrong with it. No start for it has taken effect, as far as is known.",
             "30 s ago  It was created.",
             "Its process has not been started yet.",
-            "It is the next to be started, at once or in the next pass, in 0.4 s (",
+            "It is the next to be started, now or in the next pass, in 0.4 s (2026-11-22T10:00:00.400Z), as \
+             soon as the rate of 12.5 starts/s and the requests in flight allow.",
             "The upstream has answered for 10 min (since 20",
             "The last pass that the reconciler has reported ended 1.0 s ago (20",
         ],
@@ -130,14 +131,14 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
     check(
         &case,
         &[
-            "500 orders are ahead of it. At the present rate of 12.5 starts/s it is started in about 40 s \
-             or more, because starts that fail are repeated.",
+            "500 orders are ahead of it. At the present rate of 12.5 starts/s its turn comes in about 40 s, \
+             or later: starts that fail are repeated, and requests without an answer hold others up.",
         ],
     );
     case.ahead = COUNTED_AHEAD_MAX;
     check(
         &case,
-        &["10000 orders or more are ahead of it.", "13 min or more"],
+        &["10000 orders or more are ahead of it.", "13 min, or later"],
     );
     case.ahead = 1;
     case.reconciler.learned.rate = None;
@@ -145,6 +146,13 @@ fn an_order_in_the_queue_has_the_number_ahead_and_the_expected_wait() {
         &case,
         &["1 order is ahead of it. The start rate is not known yet."],
     );
+    case.ahead = 0;
+    check(
+        &case,
+        &["as soon as the start rate and the requests in flight allow."],
+    );
+    case.reconciler.learned.rate = Some(StartRate::new(0.04, ago(3)));
+    check(&case, &["as soon as the rate of 0.04 starts/s and"]);
 }
 
 #[test]
@@ -237,7 +245,8 @@ fn a_start_without_an_outcome_names_the_observation_needed_for_the_next() {
             given_up_at,
             answer_status,
         });
-        check(&case, &[says, "is started again only after"]);
+        let again = "shows no process, and only if --max-starts allows.";
+        check(&case, &[says, "is started again only after", again]);
     }
 }
 
@@ -364,7 +373,8 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     for (policy, then) in [
         (
             Some(LostProcess::Restart),
-            "it is started again when its turn comes.",
+            "it is started again when its turn comes, unless it was started --max-starts times; then it is \
+             held until an operator decides.",
         ),
         (Some(LostProcess::Hold), "it is held until an operator"),
         (Some(LostProcess::Fail), "it becomes FAILED."),

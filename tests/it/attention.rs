@@ -435,8 +435,8 @@ async fn explain_counts_the_orders_ahead_in_the_queue_beside_a_running_program()
     // "c" itself, and one of the two whose backoff is over: their queue has half the share. Not the held
     // one.
     let ran = env.run("order-service", &["explain", "last"]);
-    let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s it is started in \
-                about 4.0 s or more";
+    let says = "2 orders are ahead of it. At the present rate of 0.5 starts/s its turn comes in \
+                about 4.0 s, or later";
     assert!(ran.stdout.contains(says), "{}", ran.stdout);
 }
 

@@ -24,7 +24,7 @@ fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
         assert!(!text.contains("rate of"), "{text}");
     }
     case.reconciler.learned.running = 15;
-    check(&case, &["it is started in about 40 s or more"]);
+    check(&case, &["its turn comes in about 40 s, or later"]);
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
         check(&case, &[up, summary, "no time can be given", &position]);
         let text = case.explain(NOW, &Invocation::elsewhere()).to_string();
         assert!(
-            !text.contains("started in about") && !text.contains("is the next to be"),
+            !text.contains("turn comes in about") && !text.contains("is the next to be"),
             "{text}"
         );
     }
