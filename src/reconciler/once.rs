@@ -33,11 +33,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
         let report = reconciler.pass(stop).await?;
         is_absence_early |= report.is_absence_early;
         if report.unreachable {
-            let failure = reconciler.pace.breaker().last_failure();
-            log::warn!(
-                "the upstream gave no usable answer reason={:?}",
-                failure.unwrap_or("it asked for a pause")
-            );
+            log::warn!("the upstream gave no usable answer {}", reconciler.reason());
             break Some(false);
         }
         let is_done = !report.has_more && reconciler.has_polled_all();
@@ -53,6 +49,10 @@ pub async fn run_once<U: Upstream, C: Clock>(
                 _ = reconciler.requests.poll_answered(0) => {}
             }
             continue;
+        }
+        if !reconciler.has_polled_all() {
+            log::warn!("the upstream left orders unpolled {}", reconciler.reason());
+            break Some(false);
         }
         if has_waited || !is_absence_early {
             break Some(true);
@@ -75,6 +75,12 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             () = stop.requested.cancelled() => {}
             () = self.context.clock.sleep(timeout) => {}
         }
+    }
+
+    /// Returns the reason why the upstream cannot be used, as a field of a log line.
+    fn reason(&self) -> String {
+        let failure = self.pace.breaker().last_failure();
+        format!("reason={:?}", failure.unwrap_or("it asked for a pause"))
     }
 
     /// Returns whether the last poll observed every order that was due.

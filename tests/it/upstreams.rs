@@ -275,6 +275,28 @@ async fn once_is_not_held_up_by_an_order_whose_look_ups_fail_after_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn once_is_not_complete_if_a_pause_leaves_orders_unpolled() {
+    let ids: Vec<String> = (0..12).map(|n| format!("a{n}")).collect();
+    for headers in ["Retry-After: 60\r\n", ""] {
+        let orders = Orders::processing(&ids).await;
+        let upstream = Scripted::new(move |asked, before| match asked.looked_up() {
+            Some(id) if before.is_empty() => answer(200, process(&id, "RUNNING")),
+            _ => Reply::Answer(429, headers, "slowly".to_owned()),
+        })
+        .await;
+        // One look-up after the other.
+        let few = Settings {
+            max_in_flight: 2,
+            ..settings()
+        };
+        let reconciler = orders.reconciler_with(&upstream, few).await.reconciler;
+        let is_usable = run_once(reconciler, &Stop::default()).await.unwrap();
+        assert_eq!(is_usable, Some(false), "{headers:?}");
+        assert_eq!(upstream.asked().len(), 2, "{headers:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn once_ends_with_4_when_no_request_got_a_usable_answer() {
     let upstream = Scripted::new(|_, _| Reply::HangUp).await;
     let orders = Orders::created(&["a1"]).await;
