@@ -43,7 +43,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             .filter(|at| Some(*at) > paused_until)
         {
             let (wait, detail) = (span(at.since(now)), &failure.detail);
-            log::info!("the upstream asked for a pause wait={wait:?} reason={detail:?}");
+            let requests = match pace.breaker().paused_until(now) >= Some(at) {
+                true => "all",
+                false => call.kind.as_str(),
+            };
+            log::info!(
+                "the upstream asked for a pause requests={requests} wait={wait:?} reason={detail:?}"
+            );
         }
         if is_down {
             let detail = &failure.detail;

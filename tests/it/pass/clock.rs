@@ -33,7 +33,8 @@ impl log::Log for ThreadLog {
     fn flush(&self) {}
 }
 
-fn take_log() -> Vec<String> {
+/// Returns the log lines of this thread since the last call.
+pub(super) fn take_log() -> Vec<String> {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
         log::set_logger(&ThreadLog).expect("there is no other logger");

@@ -1,5 +1,6 @@
 //! Passes while the upstream is down, has requested a pause, or answers only some requests.
 
+use super::clock::take_log;
 use super::*;
 use crate::environment::ready;
 use order_service::pace::{Throttling, UpstreamState};
@@ -118,6 +119,23 @@ fn orders_that_were_postponed_once_take_turns_with_those_that_always_are() {
     passes(&harness, &mut reconciler, 600);
     assert_eq!(harness.count(Status::Created), 2);
     assert_eq!(harness.count(Status::Processing), 0);
+}
+
+#[test]
+fn the_log_names_the_requests_that_a_pause_is_about() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.upstream.postponed.set(Some(("a", 429)));
+    harness.create_many(20);
+    take_log();
+    passes(&harness, &mut reconciler, 120);
+    let mut lines = take_log();
+    lines.retain(|line| line.starts_with("the upstream asked for a pause"));
+    assert!(lines.len() >= 2, "{lines:?}");
+    assert!(lines[0].contains(" requests=all wait="), "{lines:?}");
+    // The second answer in a row concerns starts alone.
+    assert!(lines[1].contains(" requests=start wait="), "{lines:?}");
 }
 
 #[test]
