@@ -40,6 +40,7 @@ use warp::reply::Response;
 use warp::{Filter, Reply};
 
 use self::change_feed::ChangeFeed;
+pub(crate) use self::health::ACCEPTING;
 use self::health::Health;
 use self::http_metrics::{HttpMetrics, OTHER};
 pub use self::json::write_order;

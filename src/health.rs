@@ -1,7 +1,7 @@
 //! The `health` commands: probes for containers and units, without a shell or curl.
 //!
 //! The API is probed over HTTP. The reconciler has no HTTP server, so its heartbeat is read from the
-//! database. `api/health.rs` decides the health of the API, and this module that of the reconciler.
+//! database.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -14,8 +14,8 @@ use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use crate::api::ACCEPTING;
 use crate::clock::Clock;
-use crate::reconciler_state::LeaderState;
 use crate::store::{DatabaseUrl, Store};
 
 /// Time limit for the program's answer.
@@ -54,10 +54,18 @@ async fn ask(address: SocketAddr) -> anyhow::Result<String> {
         .map_err(|error| anyhow::anyhow!(error))?
         .to_bytes();
     let body = String::from_utf8_lossy(&body).trim_end().to_owned();
-    if !status.is_success() {
-        bail!("the service is not healthy: {body}");
+    match is_report(&body) {
+        false => bail!("another service answers at {address}: {status}: {body}"),
+        true if !status.is_success() => bail!("the service is not healthy: {body}"),
+        true => Ok(body),
     }
-    Ok(body)
+}
+
+/// Returns whether this is the body of a response of `/healthz`, and not of another service.
+fn is_report(body: &str) -> bool {
+    let report: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+    let checks = report["checks"].as_array();
+    checks.is_some_and(|checks| checks.iter().any(|check| check["name"] == ACCEPTING))
 }
 
 /// Returns an address at which this machine reaches a program that listens on `ip`: loopback if that is
@@ -70,8 +78,8 @@ pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Reads the heartbeat of the reconciler that leads on this database, and returns its last pass. Fails if
-/// it is unhealthy. Reads an overdue heartbeat again, because the clock may have been set just now.
+/// Reads the heartbeat of the last reconciler that led on this database, and returns its last pass. Fails if
+/// the next one is overdue, or none has led. Reads an overdue heartbeat again, because the clock may have been set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let store = Store::open_to_read(database)?;
     let read = async || {
@@ -80,14 +88,17 @@ pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
         anyhow::Ok((state, store.clock().now()))
     };
     let (mut state, mut now) = read().await?;
-    if state.leader_status(now).status == LeaderState::Overdue {
+    if state.is_overdue(now, None) {
         tokio::time::sleep(STEP_NOTICED_WITHIN).await;
         (state, now) = read().await?;
     }
     let last = state.last_pass();
+    if state.next_pass_at.is_some() && !state.is_overdue(now, None) {
+        return Ok(last);
+    }
     match state.leader_status(now).problem {
         Some(problem) => bail!("{problem}; {last}"),
-        None => Ok(last),
+        None => bail!(last),
     }
 }
 

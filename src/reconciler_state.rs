@@ -69,13 +69,16 @@ words! {
 
 impl ReconcilerState {
     /// Returns whether the next pass should have been completed by now: the leader is stuck, or there
-    /// is none. A leader that makes progress reports no moment ahead of the clock for long, because it
+    /// is none. After `--once`, the schedule says when the next run is due. Before the first reconciler,
+    /// a pass is due once an order was created: `oldest_open` is when the oldest open one was.
+    ///
+    /// A leader that makes progress reports no moment ahead of the clock for long, because it
     /// notices within a second, or after its pass, that the clock was set back.
-    pub fn is_overdue(&self, now: Timestamp) -> bool {
+    pub fn is_overdue(&self, now: Timestamp, oldest_open: Option<Timestamp>) -> bool {
         let reported_at = self.last_pass_at.max(self.leader_since);
         let is_ahead = reported_at.is_some_and(|at| at > now.after(CLOCK_SKEW_MAX));
         let is_late = |at: Timestamp| now > at.after(OVERDUE_AFTER);
-        is_ahead || self.next_pass_at.is_none_or(is_late)
+        is_ahead || self.next_pass_at.or(oldest_open).is_some_and(is_late)
     }
 
     /// Returns the status of the leader. A killed one is detected when its next pass is overdue.
@@ -91,7 +94,7 @@ impl ReconcilerState {
                 since: ended_at,
                 problem: Some("no reconciler runs: the last one has shut down"),
             },
-            _ if self.is_overdue(now) => {
+            _ if self.is_overdue(now, None) => {
                 let is_set_back = self.next_pass_at.is_some_and(|at| at > now);
                 LeaderStatus {
                     status: LeaderState::Overdue,
@@ -133,10 +136,15 @@ mod tests {
             ..ReconcilerState::default()
         };
         for (now, expected) in [(0, false), (1_000, false), (61_000, false), (61_001, true)] {
-            assert_eq!(state.is_overdue(Timestamp(now)), expected, "{now}");
+            assert_eq!(state.is_overdue(Timestamp(now), None), expected, "{now}");
+            let oldest_open = state.next_pass_at;
+            let never = ReconcilerState::default();
+            assert_eq!(never.is_overdue(Timestamp(now), oldest_open), expected);
+            assert!(!never.is_overdue(Timestamp(now), None), "nothing waits");
         }
-        state.next_pass_at = None;
-        assert!(state.is_overdue(Timestamp(0)), "there was none");
+        state.next_pass_at = Some(Timestamp(61_000));
+        let oldest_open = Some(Timestamp(0));
+        assert!(!state.is_overdue(Timestamp(61_001), oldest_open));
     }
 
     #[test]
@@ -148,9 +156,9 @@ mod tests {
             ..ReconcilerState::default()
         };
         for (now, expected) in [(10_000, false), (9_000, false), (8_999, true), (0, true)] {
-            assert_eq!(state.is_overdue(Timestamp(now)), expected, "{now}");
+            assert_eq!(state.is_overdue(Timestamp(now), None), expected, "{now}");
         }
         state.leader_since = Some(Timestamp(12_000));
-        assert!(state.is_overdue(Timestamp(10_000)));
+        assert!(state.is_overdue(Timestamp(10_000), None));
     }
 }

@@ -1,8 +1,8 @@
 //! Health of the program and its dependencies.
 //!
 //! Ready means that orders can be created. An upstream that is down is reported but does not make
-//! the API unready: orders are stored until it is back. The reconciler's health is determined in
-//! `health`.
+//! the API unready: orders are stored until it is back. The reconciler's health follows from its last
+//! heartbeat (`reconciler_state.rs`).
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -60,6 +60,9 @@ pub(super) struct HealthReport {
     status: &'static str,
     checks: Vec<Check>,
 }
+
+/// Name of the check that requests are accepted.
+pub(crate) const ACCEPTING: &str = "accepting";
 
 pub(super) const OK: &str = "ok";
 /// Status when orders can be created but another check fails.
@@ -139,7 +142,7 @@ impl Health {
             self.started_at
         };
         Check {
-            name: "accepting",
+            name: ACCEPTING,
             status: if draining { FAILING } else { OK },
             since: Some(Rfc3339(since)),
             detail: if draining {
@@ -204,8 +207,16 @@ impl Health {
     }
 
     async fn dependencies(&self) -> Vec<Check> {
-        let read = tokio::time::timeout(CHECK_TIMEOUT, self.reads.heartbeat());
-        let Ok(Ok(heartbeat)) = read.await else {
+        let read = async {
+            let heartbeat = self.reads.heartbeat().await?;
+            let oldest_open = match heartbeat.next_pass_at {
+                None => self.reads.next_open(0).await?,
+                Some(_) => None,
+            };
+            Ok::<_, StoreError>((heartbeat, oldest_open))
+        };
+        let Ok(Ok((heartbeat, oldest_open))) = tokio::time::timeout(CHECK_TIMEOUT, read).await
+        else {
             return Vec::new();
         };
         let (status, since, detail) = match &heartbeat.upstream {
@@ -228,13 +239,16 @@ impl Health {
             detail,
             durability: None,
         };
-        let leader = heartbeat.leader_status(self.store.clock().now());
+        let now = self.store.clock().now();
+        let leader = heartbeat.leader_status(now);
+        let oldest_open = oldest_open.map(|order| order.created_at);
+        let is_overdue = heartbeat.is_overdue(now, oldest_open);
         let reconciler = Check {
             name: "reconciler",
-            status: match (heartbeat.last_pass_at, leader.problem) {
-                (None, _) => UNKNOWN,
-                (Some(_), None) => OK,
-                (Some(_), Some(_)) => FAILING,
+            status: match heartbeat.next_pass_at {
+                _ if is_overdue => FAILING,
+                None => UNKNOWN,
+                Some(_) => OK,
             },
             since: leader.since.map(Rfc3339),
             detail: match leader.problem {

@@ -45,7 +45,10 @@ impl Api {
             Ok(cached) => {
                 orders(&mut metrics, &cached);
                 let heartbeat = &cached.snapshot.heartbeat;
-                reconciler(&mut metrics, heartbeat, heartbeat.is_overdue(cached.now));
+                let oldest_open = cached.snapshot.oldest_open.as_ref();
+                let oldest_open = oldest_open.map(|order| order.created_at);
+                let is_overdue = heartbeat.is_overdue(cached.now, oldest_open);
+                reconciler(&mut metrics, heartbeat, is_overdue);
                 upstream(&mut metrics, &cached);
             }
             Err(error) => log_failed_read("metrics", &error),

@@ -1,17 +1,13 @@
 //! The probes of an upstream that is down: one look-up a pass, at times a list, until it answers.
 
-use std::pin::pin;
 use std::time::Duration;
-
-use futures_util::TryStreamExt;
 
 use super::Reconciler;
 use super::in_flight::LookUpAnswer;
 use crate::clock::Clock;
-use crate::order::{Order, Status, Timestamp};
+use crate::order::{Order, Timestamp};
 use crate::pace::Call;
 use crate::process::Stop;
-use crate::store::{Cursor, Filter, StoreError};
 use crate::upstream::{Cause, Upstream};
 
 /// Least interval between two probes. A little less than the default schedule's second, so that a tick
@@ -57,8 +53,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if self.probe.count.is_multiple_of(LIST_EVERY) {
             return Ok(true);
         }
-        let next = match self.next_open(self.probe.seq).await? {
-            None => self.next_open(0).await?,
+        let next = match self.context.store.next_open(self.probe.seq).await? {
+            None => self.context.store.next_open(0).await?,
             next => next,
         };
         let Some(Order { seq, id, .. }) = next else {
@@ -92,16 +88,5 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let failure = result.as_ref().err();
         self.on_result(Call::poll(sent_at), failure);
         failure.map(|failure| failure.cause)
-    }
-
-    /// Returns the oldest open order after sequence number `after`.
-    async fn next_open(&self, after: i64) -> Result<Option<Order>, StoreError> {
-        let open = Filter {
-            statuses: vec![Status::Created, Status::Processing],
-            attention: None,
-        };
-        let mut pages = pin!(self.context.store.pages(open, Cursor::bare(after), 1));
-        let page = pages.try_next().await?;
-        Ok(page.and_then(|(orders, _)| orders.into_iter().next()))
     }
 }

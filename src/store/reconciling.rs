@@ -1,13 +1,17 @@
 //! The store as the reconciler uses it: leadership, the orders that it works on, and the record of what it did.
 
+use std::pin::pin;
+
+use futures_util::TryStreamExt;
+
 use super::leadership::Lock;
 use super::queries::{self, Read};
 use super::write::Write;
 use super::{
-    Engine, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded, StartCandidate,
-    Store, StoreError, call, read, sqlite,
+    Cursor, Engine, Filter, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded,
+    StartCandidate, Store, StoreError, call, read, sqlite,
 };
-use crate::order::{Status, Timestamp};
+use crate::order::{Order, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
 impl Store {
@@ -55,6 +59,17 @@ impl Store {
             reply,
         };
         lead.note_loss(self.queue().write(write).await)
+    }
+
+    /// Returns the oldest open order after sequence number `after`.
+    pub async fn next_open(&self, after: i64) -> Result<Option<Order>, StoreError> {
+        let open = Filter {
+            statuses: vec![Status::Created, Status::Processing],
+            attention: None,
+        };
+        let mut pages = pin!(self.pages(open, Cursor::bare(after), 1));
+        let page = pages.try_next().await?;
+        Ok(page.and_then(|(orders, _)| orders.into_iter().next()))
     }
 
     /// Returns the reconciler's last heartbeat.

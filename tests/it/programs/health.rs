@@ -40,6 +40,29 @@ fn the_health_of_the_service_is_0_when_it_serves_and_1_when_nothing_useful_answe
     api_health(&env, simulator.address()).assert_code(1);
 }
 
+#[test]
+fn another_service_that_answers_200_is_told_apart() {
+    let env = TestEnvironment::new();
+    for body in [r#"{"status":"ok"}"#, "fine", "[1]"] {
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = other.local_addr().unwrap().to_string();
+        let answered = std::thread::spawn(move || {
+            let (mut stream, _) = other.accept().unwrap();
+            let _ = stream.read(&mut [0; 4_096]).unwrap();
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
+            )
+            .unwrap();
+        });
+        let ran = api_health(&env, &address).assert_code(1);
+        assert!(ran.stderr.contains("another service"), "{ran:?}");
+        assert!(ran.stderr.contains(body), "{ran:?}");
+        answered.join().unwrap();
+    }
+}
+
 fn reconciler_health(env: &TestEnvironment) -> Ran {
     let database = env.database();
     let arguments = ["health", "--database-url", database.to_str().unwrap()];
@@ -80,17 +103,72 @@ fn the_health_of_the_reconciler_is_0_after_a_pass_and_1_before_one_or_long_after
     assert_eq!(api_health(&env, api.address()).code, Some(0));
 }
 
+/// Checks the health of the reconciler in all places where it is reported.
+fn check_reported(env: &TestEnvironment, api: &Program, status: &str) {
+    let ran = api_health(env, api.address()).assert_code(0);
+    let health: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let reconciler = &health["checks"][3];
+    assert_eq!(reconciler["name"], "reconciler");
+    assert_eq!(reconciler["status"], status, "{health}");
+    let is_degraded = health["status"] == "degraded";
+    assert_eq!(is_degraded, status == "failing", "{health}");
+    let client = Client::new();
+    let metrics = tokio::runtime::Runtime::new()
+        .unwrap()
+        .block_on(client.get(format!("{}/metrics", api.url)));
+    let overdue = format!("reconciler_overdue {}.0\n", u8::from(is_degraded));
+    assert!(
+        metrics.body.contains(&overdue),
+        "{status}: {}",
+        metrics.body
+    );
+    let ran = reconciler_health(env);
+    assert_eq!(ran.code == Some(0), status == "ok", "{status}: {ran:?}");
+}
+
 #[test]
-fn the_health_of_the_reconciler_is_1_as_soon_as_it_has_ended() {
-    let env = TestEnvironment::new();
-    let reconciler = env.reconciler("http://127.0.0.1:9", &[]);
-    let deadline = Instant::now() + PATIENCE;
-    while reconciler_health(&env).code != Some(0) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
+fn a_missing_reconciler_is_degraded_health_once_an_order_has_waited_for_a_minute() {
+    for (age_secs, status) in [(5, "unknown"), (3_600, "failing")] {
+        let env = TestEnvironment::new();
+        let api = env.api(&[]);
+        check_reported(&env, &api, "unknown");
+        let sql = format!(
+            "INSERT INTO orders (id, status, created_at, updated_at) \
+             SELECT 'a1', 'CREATED', at, at FROM (SELECT 1000 * (unixepoch() - {age_secs}) AS at); \
+             INSERT INTO journal (order_seq, at, reason) \
+             SELECT seq, created_at, 'created' FROM orders"
+        );
+        let db = Connection::open(env.database()).unwrap();
+        db.execute_batch(&sql).unwrap();
+        check_reported(&env, &api, status);
     }
-    assert_eq!(reconciler.stop(), Some(0));
-    let ran = reconciler_health(&env).assert_code(1);
-    assert!(ran.stderr.contains("no reconciler runs"), "{ran:?}");
+}
+
+#[test]
+fn a_single_run_is_healthy_until_the_next_one_is_a_minute_late() {
+    let env = TestEnvironment::new();
+    let database = env.database();
+    let arguments = ["--once", "--database-url", database.to_str().unwrap()];
+    env.run("order-reconciler", &arguments).assert_code(0);
+    let api = env.api(&[]);
+    check_reported(&env, &api, "ok");
+    let db = Connection::open(&database).unwrap();
+    let later = |seconds| {
+        let sql = format!(
+            "UPDATE heartbeat SET last_pass_at = last_pass_at - {seconds}000, \
+             led_until = led_until - {seconds}000, next_pass_at = next_pass_at - {seconds}000"
+        );
+        db.execute_batch(&sql).unwrap();
+    };
+    later(30);
+    check_reported(&env, &api, "ok");
+    later(600);
+    check_reported(&env, &api, "failing");
+    // The schedule says when the next run is due.
+    let hourly = [&arguments[..], &["--schedule", "0 0 0 1 1 *"]].concat();
+    env.run("order-reconciler", &hourly).assert_code(0);
+    later(600);
+    check_reported(&env, &api, "ok");
 }
 
 #[test]

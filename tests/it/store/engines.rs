@@ -297,6 +297,7 @@ impl<'a> EnginePair<'a> {
                 for status in Status::ALL {
                     compare!(self, |engine| stores[engine].count(status));
                 }
+                compare!(self, |engine| stores[engine].next_open(after));
             }
             3..=4 => {
                 let filter = self.filter();
