@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use self::command_line::{parse, simulator_without_simulator};
@@ -25,7 +26,7 @@ pub use self::groups::{
     DatabaseArgs, ExistingDatabaseArgs, FaultArgs, ListenArgs, LogArgs, ReconcileArgs,
     UpstreamArgs, order_process_token,
 };
-use self::values::{parse_address, parse_age, whole};
+use self::values::{parse_address, parse_age, whole, without_scheme};
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::Settings;
@@ -174,11 +175,18 @@ pub struct DevArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "10",
+        allow_negative_numbers = true,
         value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
     /// Seed of the simulator's randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = whole(0..=u64::MAX))]
+    #[arg(
+        long,
+        env = "SIMULATOR_SEED",
+        value_name = "NUMBER",
+        allow_negative_numbers = true,
+        value_parser = whole(0..=u64::MAX)
+    )]
     pub seed: Option<u64>,
     #[command(flatten)]
     pub faults: FaultArgs,
@@ -211,11 +219,18 @@ pub struct SimulatorArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "600",
+        allow_negative_numbers = true,
         value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
     /// Seed of the randomness, to repeat a run [default: drawn, and logged]
-    #[arg(long, env = "SIMULATOR_SEED", value_name = "NUMBER", value_parser = whole(0..=u64::MAX))]
+    #[arg(
+        long,
+        env = "SIMULATOR_SEED",
+        value_name = "NUMBER",
+        allow_negative_numbers = true,
+        value_parser = whole(0..=u64::MAX)
+    )]
     pub seed: Option<u64>,
     /// File to append a JSON line to for each request and its effect [default: none]
     #[arg(long = "log", env = "SIMULATOR_LOG", value_name = "FILE")]
@@ -283,8 +298,8 @@ pub struct ExplainArgs {
 /// `order-service backup`.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// The file to write
-    #[arg(value_name = "FILE")]
+    /// The file to write: a path, or sqlite:FILE
+    #[arg(value_name = "FILE", value_parser = PathBufValueParser::new().map(without_scheme))]
     pub file: PathBuf,
     /// Replace an existing file
     #[arg(long)]

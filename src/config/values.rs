@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use clap::builder::PossibleValue;
 
 use crate::decide::LostProcess;
 use crate::site::is_host;
+use crate::store::DatabaseUrl;
 
 /// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -70,6 +72,14 @@ pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
         return Err(format!("the duration is zero; {EXPECTED}"));
     }
     Ok(age)
+}
+
+/// Returns the path of a file that may be written as a database is.
+pub(super) fn without_scheme(file: PathBuf) -> PathBuf {
+    match file.to_str().map(str::parse) {
+        Some(Ok(DatabaseUrl::Sqlite(path))) => path,
+        _ => file,
+    }
 }
 
 impl ValueEnum for LostProcess {

@@ -156,11 +156,39 @@ fn a_flag_of_the_simulator_is_refused_by_commands_without_one() {
 }
 
 #[test]
-fn a_negative_rate_is_answered_with_what_would_be_right() {
+fn a_negative_number_is_answered_with_what_would_be_right() {
     let env = TestEnvironment::new();
-    for arguments in [&["--start-rate=-1"][..], &["--start-rate", "-1"]] {
-        let ran = env.run("order-reconciler", arguments).assert_code(2);
-        assert!(ran.stderr.contains("0 for no ceiling"), "{ran:?}");
+    let simulator = &["order-service", "simulator"][..];
+    for (command, flag, value, hint) in [
+        (
+            &["order-reconciler"][..],
+            RECONCILE[1].0,
+            "-1",
+            "0 for no ceiling",
+        ),
+        (
+            &["order-reconciler"],
+            RECONCILE[2].0,
+            "-1",
+            "from 1 to 1024",
+        ),
+        (&["order-reconciler"], RECONCILE[3].0, "-1s", "with a unit"),
+        (&["order-reconciler"], RECONCILE[5].0, "-1", "from 1 to"),
+        (simulator, "--max-order-process-duration", "-1", "from 0 to"),
+        (simulator, "--seed", "-1", "from 0 to"),
+        (
+            &["order-service", "dev"],
+            "--max-order-process-duration",
+            "-1",
+            "from 0 to",
+        ),
+        (&["order-service", "dev"], "--seed", "-1", "from 0 to"),
+    ] {
+        let joined = format!("{flag}={value}");
+        for arguments in [&[&*joined][..], &[flag, value]] {
+            let ran = run(&env, command, arguments, &[]).assert_code(2);
+            assert!(ran.stderr.contains(hint), "{ran:?}");
+        }
     }
 }
 
