@@ -102,7 +102,13 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
 
 /// `check`: prints the violated invariants of a database, or its summary if there are none.
 pub fn check(args: &ExistingDatabaseArgs) -> anyhow::Result<Exit> {
-    let database = ReadOnlyDatabase::open(&args.database_url)?;
+    let database = match ReadOnlyDatabase::open(&args.database_url) {
+        Err(error) if error.is_damaged() => {
+            process::print(format_args!("{error}\n"));
+            return Ok(Exit::Failed);
+        }
+        opened => opened?,
+    };
     let mut count = 0;
     database.check(|finding| {
         count += 1;

@@ -142,7 +142,13 @@ pub fn move_database(
     mut progress: impl FnMut(u64),
 ) -> Result<Moved, TransferError> {
     let began = Instant::now();
-    must_be_free(to)?;
+    if let Err(occupied) = must_be_free(to) {
+        // A move that was completed before has another reason.
+        if let Ok(from) = open_to_read(from) {
+            is_relocated(&*from, |_| false)?;
+        }
+        return Err(occupied.into());
+    }
     let mut from = open_source(from)?;
     let incomplete = Relocation::incomplete(from.address());
     let mut to = open_target(to, &incomplete)?;

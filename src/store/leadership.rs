@@ -63,8 +63,10 @@ impl Leadership {
 /// Involuntary end of a leadership.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Loss {
-    /// Another reconciler has become leader.
-    #[error("another reconciler has taken the lead")]
+    /// Another reconciler has become leader, or a copy has begun the last part of a move.
+    #[error(
+        "another reconciler has taken the lead, or the orders are being moved to another database"
+    )]
     Deposed,
     /// A different file is at the lock's path, which another reconciler may have locked.
     #[error("{} is not the file that was locked", .0.display())]

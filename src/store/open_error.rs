@@ -39,6 +39,11 @@ impl OpenError {
             reason: Arc::new(reason.into()),
         }
     }
+
+    /// Returns whether the database is there, and its contents are damaged.
+    pub fn is_damaged(&self) -> bool {
+        matches!(*self.reason, OpenReason::File(FileError::Damaged))
+    }
 }
 
 impl fmt::Display for OpenError {

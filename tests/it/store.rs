@@ -340,6 +340,11 @@ async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leaders
         assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
     }
     assert_eq!(deposed.loss(), Some(Loss::Deposed));
+    let said = Loss::Deposed.to_string();
+    assert!(
+        said.contains("moved to another database"),
+        "a copy deposes too: {said}"
+    );
     assert_eq!(journal(first).await, before);
     let recorded = second.record(lead, adopt(), Timestamp(3)).await.unwrap();
     assert_eq!(recorded.changed, 1, "the deposed leader changed nothing");

@@ -291,6 +291,7 @@ fn reason_of(path: &Path, error: BoxError) -> FileError {
         .and_then(rusqlite::Error::sqlite_error_code);
     match code {
         Some(ErrorCode::NotADatabase) => return FileError::NotADatabase,
+        Some(ErrorCode::DatabaseCorrupt) => return FileError::Damaged,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => return FileError::Locked,
         _ => {}
     }

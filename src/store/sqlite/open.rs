@@ -416,7 +416,7 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
         let db = Connection::open_with_flags(&path, READ_ONLY)?;
         let format = format(&db)?;
         if format == 0 {
-            return Err(OpenReason::from(FileError::Missing).into());
+            return Err(OpenReason::from(FileError::Empty).into());
         }
         db.busy_timeout(BUSY_TIMEOUT)?;
         db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB)?;

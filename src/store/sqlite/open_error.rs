@@ -17,6 +17,8 @@ pub(in crate::store) enum FileError {
     Folder(PathBuf, #[source] io::Error),
     #[error("there is no such database; name the one that the service uses")]
     Missing,
+    #[error("is empty: it has never been a database; name the one that the service uses")]
+    Empty,
     #[error("is not a file; name the file of a database")]
     NotAFile,
     /// The path is that of the lock file.
@@ -33,6 +35,11 @@ pub(in crate::store) enum FileError {
     Locked,
     #[error("is not an SQLite database; name another file")]
     NotADatabase,
+    /// Pages are missing, or their contents are not what SQLite wrote.
+    #[error(
+        "is damaged; keep a copy of it, and restore the newest backup that `check` finds sound"
+    )]
+    Damaged,
     #[error("is the SQLite database of another program; name another file")]
     Foreign,
     /// No release has written this format.

@@ -72,6 +72,67 @@ fn a_database_that_cannot_be_used_ends_with_3_and_one_line_that_says_why() {
 }
 
 #[test]
+fn a_truncated_backup_is_not_sound_and_what_to_do_is_said() {
+    let env = TestEnvironment::new();
+    create(&env, &env.path("orders.db"));
+    let backup = env.path("backup.db");
+    let arguments = ["backup", backup.to_str().unwrap(), "--database-url"];
+    env.run("order-service", &[&arguments[..], &["orders.db"]].concat())
+        .assert_code(0);
+    let file = fs::OpenOptions::new().write(true).open(&backup).unwrap();
+    let length = file.metadata().unwrap().len();
+    for part in [length / 2, 4_096, 1_000] {
+        file.set_len(part).unwrap();
+        let arguments = ["check", "--database-url", backup.to_str().unwrap()];
+        let ran = env.run("order-service", &arguments).assert_code(1);
+        let said = ran.stdout.clone() + &ran.stderr;
+        assert!(
+            said.contains("damaged") && said.contains("restore"),
+            "{part}: {ran:?}"
+        );
+        let line = said
+            .lines()
+            .find(|line| line.matches("malformed").count() > 1);
+        assert_eq!(line, None, "{part}: {ran:?}");
+    }
+    let ran = env
+        .run(
+            "order-service",
+            &[
+                "api",
+                "--database-url",
+                "backup.db",
+                "--listen",
+                "127.0.0.1:0",
+            ],
+        )
+        .assert_code(3);
+    assert!(ran.stderr.contains("restore"), "{ran:?}");
+}
+
+#[test]
+fn an_empty_file_is_not_called_absent() {
+    let env = TestEnvironment::new();
+    fs::write(env.path("empty.db"), "").unwrap();
+    for command in ["check", "account"] {
+        let arguments = [command, "--database-url", "empty.db"];
+        let ran = env.run("order-service", &arguments).assert_code(3);
+        assert!(ran.stderr.contains("is empty"), "{ran:?}");
+        assert!(!ran.stderr.contains("no such"), "{ran:?}");
+    }
+}
+
+#[test]
+fn the_target_of_a_backup_may_be_named_as_a_database_is() {
+    let env = TestEnvironment::new();
+    create(&env, &env.path("orders.db"));
+    let target = format!("sqlite:{}", env.path("backup.db").to_str().unwrap());
+    let arguments = ["backup", &target, "--database-url", "orders.db"];
+    env.run("order-service", &arguments).assert_code(0);
+    assert!(env.path("backup.db").exists());
+}
+
+#[test]
 fn a_file_that_is_refused_stays_as_it_was_with_none_beside_it() {
     let env = TestEnvironment::new();
     let run = |arguments: &[&str]| env.run(arguments[0], &arguments[1..]);
