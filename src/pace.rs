@@ -147,7 +147,12 @@ impl Pace {
         };
         Self {
             max_requests,
-            breaker: CircuitBreaker::new(upstream, learned.paused_until, now),
+            breaker: CircuitBreaker::new(
+                upstream,
+                learned.paused_until,
+                learned.starts_paused_until,
+                now,
+            ),
             gcra: Gcra::new(rate.rate()),
             rate,
             incarnations: learned.incarnations.clamp_times(now),
@@ -306,7 +311,7 @@ impl Pace {
             failure.cause,
             Cause::TooManyRequests | Cause::ServiceUnavailable
         );
-        let concerns_order = self.breaker.concerns_order(call, failure);
+        let concerns_order = self.breaker.concerns_order(call, now, failure);
         let is_overload = !concerns_order && (is_throttled || failure.cause == Cause::Timeout);
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();

@@ -57,6 +57,10 @@ pub struct Intent {
     pub answer_status: Option<u16>,
 }
 
+/// A position among orders that wait for their start: the moment since which the order is due, 0 if no attempt
+/// has failed, and its sequence number.
+pub type StartPosition = (Timestamp, i64);
+
 /// The observation of an order's process in one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -78,9 +82,15 @@ impl OpenOrder {
         self.next_attempt_at.is_none_or(|at| at <= now)
     }
 
-    /// Returns whether its last request failed, or was throttled with `Retry-After`.
+    /// Returns whether its last request failed.
     pub fn last_request_failed(&self) -> bool {
-        self.attempts > 0 || self.next_attempt_at.is_some()
+        self.attempts > 0
+    }
+
+    /// Returns its position among the orders of its class that wait for their start.
+    pub fn start_position(&self) -> StartPosition {
+        let due_since = self.next_attempt_at.unwrap_or(Timestamp(0));
+        (due_since, self.seq)
     }
 
     /// Returns whether two or more look-ups of its process have failed in a row. Perhaps only look-ups of this
@@ -177,7 +187,7 @@ mod tests {
         let new = order(Phase::Created, None);
         assert_eq!(new.start_class(), StartClass::New);
         let mut refused = new;
-        refused.next_attempt_at = Some(NOW);
+        refused.attempts = 1;
         assert_eq!(refused.start_class(), StartClass::Retry);
         let unanswered = order(Phase::Created, intent(Some(0), None));
         assert_eq!(unanswered.start_class(), StartClass::Retry);

@@ -194,7 +194,7 @@ fn an_order_whose_process_was_never_seen_is_held_where_others_fail() {
         assert_eq!(decided(&order, Observed::Running), unobserved_runs);
         assert_eq!(decided(&order, Observed::Absent), unobserved_is_lost);
         // Clearing the attention records that its process was shown.
-        order.next_attempt_at = Some(NOW);
+        order.attempts = 1;
         assert_eq!(decided(&order, Observed::Running), Action::ClearAttention);
     }
 }
@@ -217,7 +217,7 @@ fn attention_and_attempts_are_cleared_when_the_process_is_running() {
     flagged.attention = Some(Reason::UnknownStatus);
     check(&flagged, Observed::Running, Action::ClearAttention);
     let mut tried = well;
-    tried.next_attempt_at = Some(NOW);
+    tried.attempts = 1;
     check(&tried, Observed::Running, Action::ClearAttention);
     let missed = order(processing(Some(1)), None);
     check(&missed, Observed::Running, Action::ClearAttention);

@@ -1,20 +1,30 @@
 //! The availability of the upstream: a circuit breaker that is fed with the result of each request.
 //!
 //! An upstream that is down gets probes alone (`reconciler/probe.rs`). `Retry-After` pauses all requests, but
-//! those of one kind if it comes again before one of the kind is answered, and those about one order if others
-//! are answered.
+//! those of one kind if it comes again before one of the kind is answered, and those about one order if it comes
+//! again for a few orders alone.
 
 use std::time::Duration;
 
+use super::backoff::BACKOFF_BASE;
 use crate::order::Timestamp;
 use crate::upstream::{Cause, Failure, RequestKind};
 
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
 
+/// Number of throttled retries in a row of which each is taken to concern its order alone: a few orders may
+/// always be throttled, whatever is answered to others. With more, the upstream limits all.
+const LONE_RETRIES_MAX: u32 = 5;
+
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Returns whether an answer asks for fewer requests.
+fn is_throttled(failure: &Failure) -> bool {
+    failure.retry_after.is_some() || failure.cause == Cause::TooManyRequests
+}
 
 /// Returns the pause that the upstream asked for, as far as it is obeyed.
 pub fn requested_pause(failure: &Failure) -> Option<Duration> {
@@ -28,9 +38,8 @@ pub fn requested_pause(failure: &Failure) -> Option<Duration> {
 pub struct Call {
     /// Its kind.
     pub kind: RequestKind,
-    /// Sequence number of its order, if the order's last request failed too, or was throttled with
-    /// `Retry-After`.
-    pub failing_order: Option<i64>,
+    /// Set if its order's last request failed too.
+    pub is_retry: bool,
     /// Moment at which it was sent.
     pub sent_at: Timestamp,
 }
@@ -40,7 +49,7 @@ impl Call {
     pub const fn poll(sent_at: Timestamp) -> Self {
         Self {
             kind: RequestKind::LookUp,
-            failing_order: None,
+            is_retry: false,
             sent_at,
         }
     }
@@ -81,12 +90,17 @@ impl UpstreamState {
     }
 }
 
-/// The last answer with `Retry-After` to a kind of requests.
+/// The last answer that throttled a kind of requests, since one had a usable answer.
 #[derive(Clone, Copy, Debug)]
 struct KindPause {
+    /// Moment of the answer.
+    at: Timestamp,
+    /// End of the pause that it asked for.
+    asked_until: Timestamp,
+    /// End of the pause of the kind.
     until: Timestamp,
-    /// See [`Call::failing_order`].
-    failing_order: Option<i64>,
+    /// Number of retries that were throttled, each before the end of the pause that was asked for before.
+    retries: u32,
 }
 
 /// A circuit breaker for requests to the upstream.
@@ -119,9 +133,23 @@ pub struct RequestResults {
 }
 
 impl CircuitBreaker {
-    /// Creates a circuit breaker that resumes from the state of an earlier run, and from the end of the
-    /// pause that the upstream had asked for.
-    pub fn new(state: UpstreamState, paused_until: Option<Timestamp>, now: Timestamp) -> Self {
+    /// Creates a circuit breaker that resumes from the state of an earlier run, and from the ends of the
+    /// pauses that the upstream had asked for, of all requests and of starts.
+    pub fn new(
+        state: UpstreamState,
+        paused_until: Option<Timestamp>,
+        starts_paused_until: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Self {
+        let bounded = |at: Timestamp| at.min(now.after(REQUESTED_PAUSE_MAX));
+        let mut kind_pauses = [None; 3];
+        kind_pauses[RequestKind::Start as usize] =
+            starts_paused_until.map(bounded).map(|at| KindPause {
+                at: now,
+                asked_until: at,
+                until: at,
+                retries: 0,
+            });
         Self {
             state: state.clamp_times(now),
             failures_in_a_row: 0,
@@ -129,8 +157,8 @@ impl CircuitBreaker {
             are_starts_failing: false,
             first_failure_at: None,
             counted_at: None,
-            paused_until: paused_until.map(|at| at.min(now.after(REQUESTED_PAUSE_MAX))),
-            kind_pauses: [None; 3],
+            paused_until: paused_until.map(bounded),
+            kind_pauses,
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -177,7 +205,7 @@ impl CircuitBreaker {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
         self.are_starts_failing &= !call.is_start();
-        self.kind_pauses[call.kind as usize] = None;
+        self.kind_pauses[call.kind as usize].take_if(|pause| pause.at <= call.sent_at);
         self.results.has_answer = true;
         self.failures_in_a_row = 0;
         self.first_failure_at = None;
@@ -188,13 +216,16 @@ impl CircuitBreaker {
         true
     }
 
-    /// Returns whether an answer with `Retry-After` concerns its order alone: the order's last request was
-    /// answered so or failed, and since then no request of the kind about another order was answered so, or
-    /// one had a usable answer.
-    pub fn concerns_order(&self, call: Call, failure: &Failure) -> bool {
-        let last = self.kind_pauses[call.kind as usize];
-        let is_alone = last.is_none_or(|last| last.failing_order == call.failing_order);
-        failure.retry_after.is_some() && call.failing_order.is_some() && is_alone
+    /// Returns whether an answer that throttles concerns its order alone: it is one of a few retries.
+    pub fn concerns_order(&self, call: Call, now: Timestamp, failure: &Failure) -> bool {
+        call.is_retry
+            && is_throttled(failure)
+            && self.throttled_retries(call.kind, now) < LONE_RETRIES_MAX
+    }
+
+    fn throttled_retries(&self, kind: RequestKind, now: Timestamp) -> u32 {
+        let last = self.kind_pauses[kind as usize].filter(|last| now < last.asked_until);
+        last.map_or(0, |last| last.retries)
     }
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
@@ -238,7 +269,7 @@ impl CircuitBreaker {
         let is_concurrent = |at| at <= now && call.sent_at <= at;
         let has_counted = self.counted_at.is_some_and(is_concurrent)
             || has_failed && failure.cause != Cause::Timeout;
-        if call.failing_order.is_some() && has_counted {
+        if call.is_retry && has_counted {
             return false;
         }
         self.counted_at = Some(now);
@@ -263,23 +294,27 @@ impl CircuitBreaker {
         }
     }
 
-    /// Notes the pause that an answer asks for, if it has `Retry-After`.
+    /// Notes an answer that throttles, and the pause that it asks for if it has `Retry-After`.
     fn note_pause(&mut self, call: Call, now: Timestamp, failure: &Failure) {
-        let Some(pause) = requested_pause(failure) else {
+        if !is_throttled(failure) {
             return;
-        };
-        let paused_until = now.after(pause);
-        let concerns_order = self.concerns_order(call, failure);
-        let pause = KindPause {
-            until: if concerns_order { now } else { paused_until },
-            failing_order: call.failing_order,
-        };
+        }
+        let pause = requested_pause(failure);
+        let paused_until = pause.map(|pause| now.after(pause));
+        let concerns_order = self.concerns_order(call, now, failure);
+        let last = self.kind_pauses[call.kind as usize];
+        let of_kind = paused_until.filter(|_| !concerns_order);
+        self.kind_pauses[call.kind as usize] = Some(KindPause {
+            at: now,
+            asked_until: now.after(pause.unwrap_or(BACKOFF_BASE)),
+            until: of_kind.max(last.map(|last| last.until)).unwrap_or(now),
+            retries: self.throttled_retries(call.kind, now) + u32::from(call.is_retry),
+        });
         // A kind of requests that is always answered so waits alone.
-        let is_first_of_kind = self.kind_pauses[call.kind as usize]
-            .replace(pause)
-            .is_none();
-        if is_first_of_kind && !concerns_order || self.is_down() {
-            self.paused_until = Some(paused_until);
+        if self.is_down() {
+            self.paused_until = paused_until.or(self.paused_until);
+        } else if last.is_none() {
+            self.paused_until = of_kind.or(self.paused_until);
         }
     }
 }

@@ -6,9 +6,9 @@
 pub enum StartClass {
     /// Orders whose process was forgotten.
     Forgotten,
-    /// Orders without a failed or postponed attempt.
+    /// Orders without a failed attempt.
     New,
-    /// Orders whose last start was refused, postponed, or was given up and had no effect.
+    /// Orders whose last start was refused or throttled, or was given up and had no effect.
     Retry,
 }
 

@@ -10,7 +10,7 @@ fn pace(ceiling: f64, learned: LearnedLimits, now: Timestamp) -> Pace {
 fn start(sent_at: Timestamp) -> Call {
     Call {
         kind: RequestKind::Start,
-        failing_order: None,
+        is_retry: false,
         sent_at,
     }
 }

@@ -5,7 +5,7 @@
 //! failures are in `failed_request.rs`.
 
 use super::context::{Context, Decision};
-use super::failed_request::{delayed, given_up, postponed};
+use super::failed_request::{delayed, given_up};
 use super::start_request::{Answer, Request};
 use crate::decide::{Action, Observation, Occasion, OpenOrder, Phase};
 use crate::messages::attention_detail;
@@ -85,7 +85,7 @@ impl<U, C> Context<U, C> {
             }
             Answer::WithoutEffect(failure) => {
                 transitions.push(Transition::Withdrawn);
-                transitions.extend(postponed(id, &failure, now));
+                transitions.extend(delayed(order, id, &failure, &self.policy(), now));
                 Some(failure)
             }
             Answer::Ambiguous {

@@ -31,8 +31,8 @@ pub(super) fn given_up(
     }
 }
 
-/// Returns the transition after a look-up of an order has failed. There is none if there was no connection, or
-/// too many requests without `Retry-After`: neither says anything about the order.
+/// Returns the transition after a request about an order has failed without an effect. There is none if there
+/// was no connection: that says nothing about the order.
 pub(super) fn delayed(
     order: &OpenOrder,
     id: &str,
@@ -40,42 +40,26 @@ pub(super) fn delayed(
     policy: &Policy,
     now: Timestamp,
 ) -> Option<Transition> {
-    match failure.cause {
-        Cause::NoConnection => None,
-        Cause::TooManyRequests => postponed(id, failure, now),
-        _ => {
-            let mut attention = attention(order, id, failure, now);
-            if let Some(reason) = order.held_for(policy) {
-                let detail = attention_detail(reason, order.starts, None, None);
-                (attention.reason, attention.detail) = (reason, detail);
-            }
-            Some(Transition::Delayed(attention))
-        }
+    if failure.cause == Cause::NoConnection {
+        return None;
     }
-}
-
-/// Returns the transition that postpones an order whose request was throttled, until the pause that the
-/// upstream asked for is over. There is none if it asked for none.
-pub(super) fn postponed(id: &str, failure: &Failure, now: Timestamp) -> Option<Transition> {
-    let pause = requested_pause(failure)?;
-    Some(Transition::Postponed(after_pause(id, pause, now)))
+    let mut attention = attention(order, id, failure, now);
+    if let Some(reason) = order.held_for(policy) {
+        let detail = attention_detail(reason, order.starts, None, None);
+        (attention.reason, attention.detail) = (reason, detail);
+    }
+    Some(Transition::Delayed(attention))
 }
 
 /// Returns the attention for an order whose request failed, with the moment of its next attempt: after the
 /// backoff, and after the pause that the upstream asked for.
 fn attention(order: &OpenOrder, id: &str, failure: &Failure, now: Timestamp) -> AttentionUpdate {
-    let next_attempt_at = now.after(backoff(id, order.attempts + 1));
-    let pause = requested_pause(failure);
-    let after_pause = pause.map(|pause| after_pause(id, pause, now));
+    let wait = backoff(id, order.attempts + 1);
+    // Soon after the pause: others come first, in case requests about this order are always answered so.
+    let after_pause = requested_pause(failure).map(|pause| pause + backoff(id, 1));
     AttentionUpdate {
         reason: Reason::UpstreamUnreachable,
         detail: failure.detail.clone(),
-        next_attempt_at: after_pause.map_or(next_attempt_at, |at| at.max(next_attempt_at)),
+        next_attempt_at: now.after(wait.max(after_pause.unwrap_or_default())),
     }
-}
-
-/// Returns a moment soon after a pause. Other orders come first, in case requests about this order are always
-/// answered so.
-fn after_pause(id: &str, pause: Duration, now: Timestamp) -> Timestamp {
-    now.after(pause).after(backoff(id, 1))
 }

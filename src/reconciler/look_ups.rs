@@ -124,9 +124,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         (began_at, result): LookUpAnswer,
     ) {
         let index = observations.orders.index_of(seq);
-        let is_failing = |index: &usize| observations.orders.order(*index).last_request_failed();
+        let is_failing = |index| observations.orders.order(index).last_request_failed();
         let call = Call {
-            failing_order: index.filter(is_failing).map(|_| seq),
+            is_retry: index.is_some_and(is_failing),
             ..Call::poll(began_at)
         };
         self.on_result(call, result.as_ref().err());

@@ -66,12 +66,6 @@ fn describe(transition: &Transition, order: &Order, now: Timestamp) -> Option<St
                 reason => format!("needs attention, {}: {}", reason.as_str(), attention.detail),
             }
         }
-        Transition::Postponed(until) => {
-            format!(
-                "was throttled, and is tried again in {}",
-                span(until.since(now))
-            )
-        }
         Transition::Intended { .. }
         | Transition::Counted { .. }
         | Transition::Withdrawn

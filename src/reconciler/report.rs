@@ -95,7 +95,6 @@ impl Report {
                 | Transition::GivenUp { .. }
                 | Transition::ProcessObserved
                 | Transition::Delayed(_)
-                | Transition::Postponed(_)
                 | Transition::Cleared => {}
             }
         }

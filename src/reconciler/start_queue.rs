@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use anyhow::Context as _;
 
+use crate::decide::StartPosition;
 use crate::order::Timestamp;
 use crate::pace::{PollTarget, RoundRobin, StartClass};
 use crate::store::{StartCandidate, Store, StoreError};
@@ -13,28 +14,24 @@ use crate::store::{StartCandidate, Store, StoreError};
 /// Number of orders read at once. At a thousand starts a second they last one second.
 const READ_AHEAD: usize = 1_000;
 
-/// The orders that are due, by class; each queue but `postponed` is oldest first.
+/// The orders that are due, by class; in each queue, the one that has been due for longest comes first.
 #[derive(Default)]
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
     forgotten: VecDeque<StartCandidate>,
-    /// Orders without a failed attempt. A start that was not sent, or was answered 429, does not count as one.
+    /// Orders without a failed attempt. A start that was not sent does not count as one.
     new: ReadAhead,
-    /// Orders read among these whose last start was answered with `Retry-After`. The one that has been due for
-    /// longest comes first, so that those that are always answered so take turns with the others.
-    postponed: VecDeque<StartCandidate>,
     /// Orders whose start was given up, and had no effect.
     given_up: VecDeque<StartCandidate>,
-    /// Orders whose earlier start was refused.
+    /// Orders whose earlier start was refused or throttled.
     refused: ReadAhead,
     round_robin: RoundRobin,
 }
 
 /// A queue that is read from the store as it is needed.
-#[derive(Default)]
 struct ReadAhead {
     orders: VecDeque<StartCandidate>,
-    after: i64,
+    after: StartPosition,
     is_all_read: bool,
 }
 
@@ -50,7 +47,6 @@ impl StartQueue {
 
     /// Begins a pass: new orders are read afresh, unless there is no work.
     pub fn begin_pass(&mut self, has_work: bool) {
-        self.postponed.clear();
         for queue in [&mut self.new, &mut self.refused] {
             *queue = ReadAhead {
                 is_all_read: !has_work,
@@ -75,7 +71,7 @@ impl StartQueue {
         ] {
             queue.retain(is_kept);
             queue.extend(added);
-            queue.make_contiguous().sort_by_key(|next| next.order.seq);
+            queue.make_contiguous().sort_by_key(position);
         }
     }
 
@@ -89,15 +85,7 @@ impl StartQueue {
         for (queue, has_failed) in [(&mut self.new, false), (&mut self.refused, true)] {
             let read = |after| store.startable(now, max_starts, has_failed, after, READ_AHEAD);
             let filled = queue.fill(read).await;
-            let is_read = filled.context("reading the orders that are due failed")?;
-            if is_read && !has_failed {
-                let postponed;
-                (postponed, queue.orders) = std::mem::take(&mut queue.orders)
-                    .into_iter()
-                    .partition(|next| next.order.last_request_failed());
-                self.postponed.extend::<VecDeque<_>>(postponed);
-                self.postponed.make_contiguous().sort_by_key(due_since);
-            }
+            filled.context("reading the orders that are due failed")?;
         }
         Ok(())
     }
@@ -108,25 +96,19 @@ impl StartQueue {
         let class = round_robin.next(|class| match class {
             StartClass::Forgotten => !self.forgotten.is_empty(),
             StartClass::New => !self.new.orders.is_empty(),
-            StartClass::Retry => self.next_retry().is_some(),
+            StartClass::Retry => !self.given_up.is_empty() || !self.refused.orders.is_empty(),
         })?;
         self.round_robin = round_robin;
-        match class {
-            StartClass::Forgotten => self.forgotten.pop_front(),
-            StartClass::New => self.new.orders.pop_front(),
+        let queue = match class {
+            StartClass::Forgotten => &mut self.forgotten,
+            StartClass::New => &mut self.new.orders,
             StartClass::Retry => {
-                let seq = self.next_retry()?;
-                let is_next = |next: &mut StartCandidate| next.order.seq == seq;
-                let queues = [
-                    &mut self.postponed,
-                    &mut self.given_up,
-                    &mut self.refused.orders,
-                ];
-                queues
-                    .into_iter()
-                    .find_map(|queue| queue.pop_front_if(is_next))
+                let queues = [&mut self.given_up, &mut self.refused.orders];
+                let waiting = queues.into_iter().filter(|queue| !queue.is_empty());
+                waiting.min_by_key(|queue| queue.front().map(position))?
             }
-        }
+        };
+        queue.pop_front()
     }
 
     /// Puts back an order whose process was forgotten and that was not looked up after all.
@@ -134,40 +116,43 @@ impl StartQueue {
         self.forgotten.push_front(forgotten);
     }
 
-    /// Returns the sequence number of the next order to be tried again: the oldest of those whose start failed,
-    /// or the first of those that were postponed, if that has been due for longer.
-    fn next_retry(&self) -> Option<i64> {
-        let failed = [&self.given_up, &self.refused.orders];
-        let failed = failed.into_iter().filter_map(VecDeque::front);
-        let oldest = failed.min_by_key(|next| next.order.seq);
-        let first = [oldest, self.postponed.front()].into_iter().flatten();
-        let next = first.min_by_key(|next| due_since(next))?;
-        Some(next.order.seq)
-    }
-
     /// Returns whether there is no order.
     pub fn is_empty(&self) -> bool {
-        self.forgotten.is_empty() && self.new.orders.is_empty() && self.next_retry().is_none()
+        let queues = [
+            &self.forgotten,
+            &self.new.orders,
+            &self.given_up,
+            &self.refused.orders,
+        ];
+        queues.into_iter().all(VecDeque::is_empty)
     }
 }
 
-/// Returns the moment since which an order is due, and its sequence number.
-fn due_since(next: &StartCandidate) -> (Option<Timestamp>, i64) {
-    (next.order.next_attempt_at, next.order.seq)
+fn position(next: &StartCandidate) -> StartPosition {
+    next.order.start_position()
+}
+
+impl Default for ReadAhead {
+    fn default() -> Self {
+        Self {
+            orders: VecDeque::new(),
+            after: (Timestamp(0), 0),
+            is_all_read: false,
+        }
+    }
 }
 
 impl ReadAhead {
-    /// Reads more orders if there is none. Returns whether it has read.
-    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<bool, StoreError>
+    /// Reads more orders if there is none.
+    async fn fill<F>(&mut self, read: impl FnOnce(StartPosition) -> F) -> Result<(), StoreError>
     where
         F: Future<Output = Result<Vec<StartCandidate>, StoreError>>,
     {
-        let is_due = self.orders.is_empty() && !self.is_all_read;
-        if is_due {
+        if self.orders.is_empty() && !self.is_all_read {
             self.orders = read(self.after).await?.into();
             self.is_all_read = self.orders.len() < READ_AHEAD;
-            self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
+            self.after = self.orders.back().map_or(self.after, position);
         }
-        Ok(is_due)
+        Ok(())
     }
 }

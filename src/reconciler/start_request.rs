@@ -55,7 +55,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 Request::Start => RequestKind::Start,
                 Request::LookUp => RequestKind::LookUp,
             },
-            failing_order: order.order.last_request_failed().then_some(seq),
+            is_retry: order.order.last_request_failed(),
             sent_at: self.context.clock.now(),
         };
         let (context, stop) = (self.context.clone(), stop.clone());

@@ -64,8 +64,7 @@ macro_rules! startable {
 }
 pub(super) use startable;
 
-/// Condition in SQL for orders that wait in a class for their start, and for no operator. Postponed orders
-/// count as new ones here, which no index tells apart.
+/// Condition in SQL for orders that wait in a class for their start, and for no operator.
 /// `status || ''` keeps PostgreSQL off the index of statuses.
 pub(super) fn waits_for_start(class: StartClass) -> &'static str {
     match class {

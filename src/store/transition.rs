@@ -66,11 +66,8 @@ pub enum Transition {
     FailedByPolicy,
     /// The order needs attention. The start of its intent, if any, is known to have had no effect.
     Flagged(AttentionUpdate),
-    /// A poll of the order failed; the rest of its state is unchanged.
+    /// A request about the order failed without an effect; the rest of its state is unchanged.
     Delayed(AttentionUpdate),
-    /// A request about the order was throttled, and is not repeated before this time. It does not count as a
-    /// failed attempt.
-    Postponed(Timestamp),
     /// The process was observed to run: clears the attention.
     Cleared,
 }
@@ -93,7 +90,6 @@ impl Transition {
             | Self::Missed { .. }
             | Self::Flagged(_)
             | Self::Delayed(_)
-            | Self::Postponed(_)
             | Self::Cleared => None,
         }
     }

@@ -141,7 +141,6 @@ impl Transition {
                 => is_open!()
             ),
             Self::Delayed(_) => update!(with_attempt!(), with_attention!() => is_open!()),
-            Self::Postponed(_) => update!("next_attempt_at = :next" => is_open!()),
             Self::Cleared => update!(
                 "process_seen = true, missed_at = NULL", without_attention!()
                 => "status = 'PROCESSING'"
@@ -190,7 +189,6 @@ impl Transition {
                 values.moment = Some(began_at.0);
                 (values.word, values.detail) = (Reason::ProcessLost.as_str(), PROCESS_LOST);
             }
-            Self::Postponed(until) => values.next = until.0,
             Self::Withdrawn
             | Self::ProcessObserved
             | Self::Flagged(_)

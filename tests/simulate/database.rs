@@ -10,7 +10,7 @@ pub type Entry = (i64, String, Option<String>, String, String);
 pub type OrderRow = (String, String, u32, Option<String>);
 
 const DUE: &str = "SELECT seq FROM orders WHERE status = 'CREATED' AND intent_at IS NULL \
-                   AND (attempts > 0 OR next_attempt_at IS NOT NULL) = $1 AND coalesce(next_attempt_at, 0) <= $2 \
+                   AND (attempts > 0) = $1 AND coalesce(next_attempt_at, 0) <= $2 \
                    AND (starts < $3 OR released_at IS NOT NULL)";
 
 const INTENT: &str = "SELECT intent_at FROM orders WHERE id = $1";
@@ -19,7 +19,7 @@ const ORDERS: &str = "SELECT id, status, starts, attention FROM orders";
 
 /// The committed rows of a database.
 pub trait Database {
-    /// Returns the orders that may be started now, either those with a failed or postponed attempt or the others.
+    /// Returns the orders that may be started now, either those with a failed attempt or the others.
     fn due(&self, now: Timestamp, has_failed: bool, max_starts: u32) -> Vec<i64>;
 
     /// Returns the time of an order's intent.

@@ -15,10 +15,10 @@ fn start(sent_at: Timestamp) -> Call {
 
 #[test]
 fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
-    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     let denied = failure(Cause::AccessDenied);
     let failing = |now| Call {
-        failing_order: Some(1),
+        is_retry: true,
         ..Call::poll(now)
     };
     // However long they take.
@@ -42,11 +42,11 @@ fn orders_that_always_fail_are_no_outage_while_others_are_answered() {
 
 #[test]
 fn requests_about_failing_orders_that_time_out_together_count_once() {
-    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     let timeout = failure(Cause::Timeout);
     let failed = |breaker: &mut CircuitBreaker, sent_at, now| {
         let call = Call {
-            failing_order: Some(1),
+            is_retry: true,
             ..Call::poll(Timestamp(sent_at))
         };
         breaker.on_failed(call, Timestamp(now), &timeout)
@@ -59,14 +59,14 @@ fn requests_about_failing_orders_that_time_out_together_count_once() {
     assert!(!failed(&mut breaker, 6_100, 11_100));
     assert!(failed(&mut breaker, 11_200, 16_200));
     // A clock that was set back delays nothing.
-    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     let downs = [9_000, 2_000, 1_000].map(|now| failed(&mut breaker, now - 500, now));
     assert_eq!(downs, [false, false, true]);
 }
 
 #[test]
 fn one_failing_order_is_no_outage() {
-    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     let failed = |breaker: &mut CircuitBreaker, now, cause| {
         breaker.on_failed(Call::poll(Timestamp(now)), Timestamp(now), &failure(cause))
     };
@@ -89,7 +89,7 @@ fn one_failing_order_is_no_outage() {
 
 #[test]
 fn an_upstream_that_answers_starts_with_errors_throttles_or_is_cached_is_not_down() {
-    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     breaker.on_answered(Call::poll(Timestamp(1)), Timestamp(1));
     for now in 2..20 {
         let now = Timestamp(now);
@@ -105,13 +105,13 @@ fn an_upstream_that_answers_starts_with_errors_throttles_or_is_cached_is_not_dow
         UpstreamState::Unknown,
         UpstreamState::Down { since, detail },
     ] {
-        let mut breaker = CircuitBreaker::new(state, None, since);
+        let mut breaker = CircuitBreaker::new(state, None, None, since);
         breaker.on_failed(start(Timestamp(2)), Timestamp(2), &limited);
         let since = Timestamp(2);
         assert_eq!(*breaker.state(), UpstreamState::Up { since }, "it is there");
     }
     // Where polls fail too, failures of starts count.
-    let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+    let mut failing = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
     assert!(!failing.on_failed(
         Call::poll(Timestamp(1)),
         Timestamp(1),
@@ -146,7 +146,7 @@ fn an_upstream_that_answers_starts_with_errors_throttles_or_is_cached_is_not_dow
 fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_no_other() {
     let now = Timestamp(1_000);
     for cause in [Cause::TooManyRequests, Cause::ServiceUnavailable] {
-        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, now);
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, now);
         let retry_after = Some(Duration::from_secs(20));
         let failure = Failure {
             retry_after,
@@ -154,20 +154,16 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
         };
         let first = Call::poll(now);
         let failing = Call {
-            failing_order: Some(1),
+            is_retry: true,
             ..first
         };
         let later = Timestamp(21_000);
+        for _ in 0..LONE_RETRIES_MAX {
+            breaker.on_failed(failing, now, &failure);
+            assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
+        }
+        // Nothing shows that one more order would be answered.
         breaker.on_failed(failing, now, &failure);
-        assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
-        breaker.on_failed(failing, now, &failure);
-        assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
-        // Nothing shows that a third order would be answered.
-        let other = Call {
-            failing_order: Some(2),
-            ..first
-        };
-        breaker.on_failed(other, now, &failure);
         assert_eq!(breaker.paused_until(now), None);
         assert_eq!(
             breaker.kind_paused_until(RequestKind::LookUp, now),
@@ -186,7 +182,13 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
         breaker.on_answered(start(later), later);
         breaker.on_failed(first, later, &failure);
         assert_eq!(breaker.paused_until(later), None, "of another kind");
+        // An answer to an earlier request does not end the pause.
         breaker.on_answered(first, later);
+        assert_eq!(
+            paused(&breaker, RequestKind::LookUp),
+            Some(Timestamp(41_000))
+        );
+        breaker.on_answered(Call::poll(later), later);
         breaker.on_failed(first, later, &failure);
         assert_eq!(breaker.paused_until(later), Some(Timestamp(41_000)));
     }
@@ -195,7 +197,7 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
 #[test]
 fn an_upstream_is_down_only_once_for_starts_that_alone_fail() {
     for cause in [Cause::Timeout, Cause::AccessDenied] {
-        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, Timestamp(1));
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(1));
         let fails = |breaker: &mut CircuitBreaker, call: fn(Timestamp) -> Call, now| {
             breaker.on_failed(call(Timestamp(now)), Timestamp(now), &failure(cause))
         };
@@ -223,7 +225,7 @@ fn an_upstream_is_down_only_once_for_starts_that_alone_fail() {
 fn an_upstream_that_was_down_when_an_earlier_run_ended_is_reported_by_this_one() {
     let detail = "answered 500".to_owned();
     let since = Timestamp(1);
-    let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail }, None, since);
+    let mut breaker = CircuitBreaker::new(UpstreamState::Down { since, detail }, None, None, since);
     let poll = |at| Call::poll(Timestamp(at));
     assert!(breaker.on_failed(poll(2), Timestamp(2), &failure(Cause::Unusable)));
     assert!(!breaker.on_failed(poll(3), Timestamp(3), &failure(Cause::Unusable)));

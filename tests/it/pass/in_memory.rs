@@ -35,6 +35,10 @@ pub(super) enum Fault {
     Pause(u64),
 }
 
+/// Orders whose requests are always throttled: the prefix of their ids, the status, and the seconds of
+/// `Retry-After`.
+pub(super) type Throttled = (&'static str, u16, Option<u64>);
+
 /// The simulator's model, and the faults of requests to it.
 #[derive(Clone)]
 pub(super) struct InMemory {
@@ -48,7 +52,7 @@ pub(super) struct InMemory {
     /// Prefix of the ids of orders whose starts are always refused.
     pub(super) refused: Rc<Cell<Option<&'static str>>>,
     /// Prefix of the ids of orders whose requests are answered with this status and `Retry-After: 20`.
-    pub(super) postponed: Rc<Cell<Option<(&'static str, u16)>>>,
+    pub(super) throttled: Rc<Cell<Option<Throttled>>>,
     /// Time that a look-up takes, in milliseconds.
     pub(super) look_up_ms: Rc<Cell<i64>>,
     /// Orders whose look-ups are lost.
@@ -72,7 +76,7 @@ impl InMemory {
             look_up_fault: Rc::new(Cell::new(Fault::Answered)),
             list_fault: Rc::default(),
             refused: Rc::default(),
-            postponed: Rc::default(),
+            throttled: Rc::default(),
             look_up_ms: Rc::default(),
             lost: Rc::default(),
             lag: Rc::default(),
@@ -138,17 +142,21 @@ impl InMemory {
         assert!(model.start(id, self.clock.now(), longest), "{id}");
     }
 
-    /// Returns the status and the failure of a request about an order that is always postponed.
-    fn postponement(&self, id: &OrderId) -> Option<(u16, Failure)> {
-        let (_, status) = self
-            .postponed
+    /// Returns the status and the failure of a request about an order that is always throttled.
+    fn throttling(&self, id: &OrderId) -> Option<(u16, Failure)> {
+        let (_, status, retry_after) = self
+            .throttled
             .get()
-            .filter(|(prefix, _)| id.as_str().starts_with(prefix))?;
+            .filter(|(prefix, ..)| id.as_str().starts_with(prefix))?;
         let cause = match status {
             429 => Cause::TooManyRequests,
             _ => Cause::ServiceUnavailable,
         };
-        Some((status, pause("later", cause, 20)))
+        let failure = Failure {
+            retry_after: retry_after.map(Duration::from_secs),
+            ..Failure::new("later", cause)
+        };
+        Some((status, failure))
     }
 
     pub(super) fn take_requests(&self) -> Vec<String> {
@@ -180,7 +188,7 @@ fn throttled(seconds: u64) -> Failure {
 impl Upstream for InMemory {
     async fn start(&self, id: &OrderId) -> Result<(), StartError> {
         self.request(format!("start {id}"));
-        match self.postponement(id) {
+        match self.throttling(id) {
             Some((429, failure)) => return Err(StartError::Unavailable(failure)),
             Some((status, failure)) => {
                 return Err(StartError::Ambiguous {
@@ -256,7 +264,7 @@ impl Upstream for InMemory {
         self.request(format!("look_up {id}"));
         let answered_at = self.clock.now().0 + self.look_up_ms.get();
         self.clock.set(Timestamp(answered_at));
-        if let Some((_, failure)) = self.postponement(id) {
+        if let Some((_, failure)) = self.throttling(id) {
             return Err(failure);
         }
         match self.look_up_fault.get() {

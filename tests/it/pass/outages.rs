@@ -36,22 +36,35 @@ fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
 }
 
 #[test]
-fn orders_that_are_always_postponed_hold_up_no_other() {
-    for (status, are_started) in [(429, false), (429, true), (503, false), (503, true)] {
+fn orders_that_are_always_throttled_hold_up_no_other() {
+    for (status, retry_after, are_started) in [
+        (429, Some(20), false),
+        (429, Some(20), true),
+        (429, None, false),
+        (429, None, true),
+        (503, Some(20), false),
+        (503, Some(20), true),
+    ] {
         let mut harness = Harness::new(3);
         harness.settings.max_in_flight = 8;
         let mut reconciler = harness.reconciler();
         if !are_started {
-            harness.upstream.postponed.set(Some(("bad", status)));
+            harness
+                .upstream
+                .throttled
+                .set(Some(("bad", status, retry_after)));
         }
         for id in ["bad0", "bad1"] {
             harness.create(id);
         }
         pass(&mut reconciler);
-        harness.upstream.postponed.set(Some(("bad", status)));
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", status, retry_after)));
         harness.create_many(10);
         passes(&harness, &mut reconciler, 120);
-        let context = format!("{status}, {are_started}");
+        let context = format!("{status}, {retry_after:?}, {are_started}");
         for n in 0..10 {
             let status = harness.order(&format!("a{n}")).status;
             assert!(status.is_settled(), "{context}: a{n} is {status}");
@@ -62,19 +75,22 @@ fn orders_that_are_always_postponed_hold_up_no_other() {
             .filter(|request| request.ends_with("bad1"))
             .count();
         assert!(asked <= 10, "{context}: {asked}");
-        harness.upstream.postponed.set(None);
+        harness.upstream.throttled.set(None);
         passes(&harness, &mut reconciler, 120);
         assert!(harness.has_settled_all(), "{context}");
     }
 }
 
 #[test]
-fn many_orders_that_are_always_postponed_hold_up_no_new_ones() {
-    for status in [429, 503] {
+fn many_orders_that_are_always_throttled_hold_up_no_new_ones() {
+    for (status, retry_after) in [(429, Some(20)), (429, None), (503, Some(20))] {
         let mut harness = Harness::new(3);
         harness.settings.max_in_flight = 8;
         let mut reconciler = harness.reconciler();
-        harness.upstream.postponed.set(Some(("bad", status)));
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", status, retry_after)));
         for n in 0..11 {
             harness.create(&format!("bad{n}"));
         }
@@ -84,28 +100,86 @@ fn many_orders_that_are_always_postponed_hold_up_no_new_ones() {
             harness.forward(1_000);
         }
         passes(&harness, &mut reconciler, 120);
-        assert_eq!(harness.count(Status::Created), 11, "{status}");
-        assert_eq!(harness.count(Status::Processing), 0, "{status}");
+        assert_eq!(
+            harness.count(Status::Created),
+            11,
+            "{status}, {retry_after:?}"
+        );
+        assert_eq!(
+            harness.count(Status::Processing),
+            0,
+            "{status}, {retry_after:?}"
+        );
     }
 }
 
 #[test]
-fn an_order_that_is_always_postponed_delays_none_that_comes_much_later() {
+fn an_order_that_is_always_throttled_delays_none_that_comes_much_later() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
     let mut reconciler = harness.reconciler();
-    harness.upstream.postponed.set(Some(("bad", 429)));
-    harness.create("bad");
-    for n in 0..10 {
-        passes(&harness, &mut reconciler, 127);
-        harness.create(&format!("a{n}"));
-        pass(&mut reconciler);
-        assert_eq!(harness.order(&format!("a{n}")).starts, 1, "a{n}");
+    for retry_after in [Some(20), None] {
+        let prefix = if retry_after.is_some() { "a" } else { "b" };
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        harness.create(&format!("bad{prefix}"));
+        for n in 0..10 {
+            passes(&harness, &mut reconciler, 127);
+            let id = format!("{prefix}{n}");
+            harness.create(&id);
+            pass(&mut reconciler);
+            assert_eq!(harness.order(&id).starts, 1, "{id}");
+        }
     }
 }
 
 #[test]
-fn orders_that_were_postponed_once_take_turns_with_those_that_always_are() {
+fn a_few_orders_that_are_always_throttled_delay_none_that_come_now_and_then() {
+    for retry_after in [Some(20), None] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        for n in 0..5 {
+            harness.create(&format!("bad{n}"));
+        }
+        passes(&harness, &mut reconciler, 120);
+        for n in 0..50 {
+            harness.create(&format!("a{n}"));
+            passes(&harness, &mut reconciler, 5);
+            let starts = harness.order(&format!("a{n}")).starts;
+            assert!(n < 5 || starts == 1, "{retry_after:?}: a{n}");
+        }
+        let bad = harness.order("bad0");
+        let attention = bad.attention.unwrap();
+        assert_eq!(attention.reason, Reason::UpstreamUnreachable);
+        assert_eq!(attention.detail, "later");
+    }
+}
+
+#[test]
+fn an_order_whose_look_ups_are_always_throttled_settles_by_a_list() {
+    for retry_after in [Some(20), None] {
+        let harness = Harness::new(3);
+        let mut reconciler = harness.reconciler();
+        harness.create("bad");
+        pass(&mut reconciler);
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        passes(&harness, &mut reconciler, 120);
+        assert!(harness.has_settled_all(), "{retry_after:?}");
+    }
+}
+
+#[test]
+fn orders_that_were_throttled_once_take_turns_with_those_that_always_are() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
     let mut reconciler = harness.reconciler();
@@ -113,9 +187,9 @@ fn orders_that_were_postponed_once_take_turns_with_those_that_always_are() {
         harness.create(id);
     }
     harness.create_many(10);
-    harness.upstream.postponed.set(Some(("", 429)));
+    harness.upstream.throttled.set(Some(("", 429, Some(20))));
     passes(&harness, &mut reconciler, 600);
-    harness.upstream.postponed.set(Some(("bad", 429)));
+    harness.upstream.throttled.set(Some(("bad", 429, Some(20))));
     passes(&harness, &mut reconciler, 600);
     assert_eq!(harness.count(Status::Created), 2);
     assert_eq!(harness.count(Status::Processing), 0);
@@ -126,7 +200,7 @@ fn the_log_names_the_requests_that_a_pause_is_about() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
     let mut reconciler = harness.reconciler();
-    harness.upstream.postponed.set(Some(("a", 429)));
+    harness.upstream.throttled.set(Some(("a", 429, Some(20))));
     harness.create_many(20);
     take_log();
     passes(&harness, &mut reconciler, 120);
@@ -139,15 +213,15 @@ fn the_log_names_the_requests_that_a_pause_is_about() {
 }
 
 #[test]
-fn while_all_starts_are_postponed_few_are_sent() {
+fn while_all_starts_are_throttled_few_are_sent() {
     let mut harness = Harness::new(3);
     harness.settings.max_in_flight = 8;
     let mut reconciler = harness.reconciler();
-    harness.upstream.postponed.set(Some(("a", 429)));
+    harness.upstream.throttled.set(Some(("a", 429, Some(20))));
     harness.create_many(200);
     passes(&harness, &mut reconciler, 600);
     let starts = harness.upstream.take_requests().len();
-    assert!(starts <= 40, "{starts} in 30 pauses");
+    assert!(starts <= 60, "{starts} in 30 pauses");
     let is_told = (0..30).any(|_| {
         pass(&mut reconciler);
         harness.forward(1_000);
@@ -159,7 +233,7 @@ fn while_all_starts_are_postponed_few_are_sent() {
 }
 
 #[test]
-fn polls_that_are_always_postponed_hold_up_no_starts_and_lists_no_look_ups() {
+fn polls_that_are_always_throttled_hold_up_no_starts_and_lists_no_look_ups() {
     for (look_up_fault, list_fault) in [
         (Fault::Pause(20), Fault::Pause(20)),
         (Fault::Pause(20), Fault::Answered),
@@ -340,12 +414,12 @@ fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_the
     let (now, state) = (harness.clock.now(), harness.heartbeat());
     assert_eq!(state.upstream, UpstreamState::Up { since: began_at });
     let throttled = state.learned.throttling.starts(now).unwrap();
-    assert!(throttled.since == began_at && throttled.requests > 5);
+    assert!(throttled.since == began_at && throttled.requests > 3);
     assert_eq!(state.learned.wait(1, now), None);
-    assert_eq!(harness.reason("a1"), None, "nothing is wrong with it");
+    assert_eq!(harness.reason("a1"), Some(Reason::UpstreamUnreachable));
     // The first start that is accepted ends that.
     harness.upstream.start_fault.set(Fault::Answered);
-    passes(&harness, &mut reconciler, 10);
+    passes(&harness, &mut reconciler, 16);
     assert_eq!(harness.order("a1").status, Status::Processing);
     let learned = harness.heartbeat().learned;
     assert_eq!(learned.throttling, Throttling::default());

@@ -76,7 +76,6 @@ impl EnginePair<'_> {
                 false => Transition::FailedByPolicy,
             },
             16 => Transition::Flagged(self.attention()),
-            17 => Transition::Postponed(self.time()),
             _ => Transition::Delayed(self.attention()),
         }
     }
