@@ -12,6 +12,7 @@ mod polling;
 mod reporting;
 mod stages;
 mod starts;
+mod throttled;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};

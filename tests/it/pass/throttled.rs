@@ -1,0 +1,287 @@
+//! Passes whose requests are throttled, with `Retry-After` or without.
+
+use super::clock::take_log;
+use super::*;
+use order_service::pace::{Throttling, UpstreamState};
+
+#[test]
+fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
+    let harness = Harness::new(100);
+    for id in ["a1", "a2"] {
+        harness.create(id);
+    }
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Pause(30));
+    pass(&mut reconciler);
+    assert_eq!(harness.upstream.take_requests(), ["start a1"]);
+    let next_poll_at = harness.heartbeat().next_poll_at.unwrap();
+    assert_eq!(
+        next_poll_at.since(harness.clock.now()),
+        Duration::from_secs(30),
+        "`Retry-After` is as long as the pause"
+    );
+    harness.upstream.start_fault.set(Fault::Answered);
+    for _ in 0..29 {
+        harness.forward(1_000);
+        assert!(pass(&mut reconciler).unreachable);
+        assert!(harness.upstream.take_requests().is_empty());
+    }
+    harness.forward(1_000);
+    assert!(!pass(&mut reconciler).unreachable);
+    assert_eq!(harness.count(Status::Processing), 1, "the other order");
+    harness.forward(1_000);
+    pass(&mut reconciler);
+    assert_eq!(harness.count(Status::Processing), 2);
+}
+
+#[test]
+fn orders_that_are_always_throttled_hold_up_no_other() {
+    for (status, retry_after, are_started) in [
+        (429, Some(20), false),
+        (429, Some(20), true),
+        (429, None, false),
+        (429, None, true),
+        (503, Some(20), false),
+        (503, Some(20), true),
+    ] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        if !are_started {
+            harness
+                .upstream
+                .throttled
+                .set(Some(("bad", status, retry_after)));
+        }
+        for id in ["bad0", "bad1"] {
+            harness.create(id);
+        }
+        pass(&mut reconciler);
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", status, retry_after)));
+        harness.create_many(10);
+        passes(&harness, &mut reconciler, 120);
+        let context = format!("{status}, {retry_after:?}, {are_started}");
+        for n in 0..10 {
+            let status = harness.order(&format!("a{n}")).status;
+            assert!(status.is_settled(), "{context}: a{n} is {status}");
+        }
+        let requests = harness.upstream.take_requests();
+        let asked = requests
+            .iter()
+            .filter(|request| request.ends_with("bad1"))
+            .count();
+        assert!(asked <= 10, "{context}: {asked}");
+        harness.upstream.throttled.set(None);
+        passes(&harness, &mut reconciler, 120);
+        assert!(harness.has_settled_all(), "{context}");
+    }
+}
+
+#[test]
+fn many_orders_that_are_always_throttled_hold_up_no_new_ones() {
+    for (status, retry_after) in [(429, Some(20)), (429, None), (503, Some(20))] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", status, retry_after)));
+        for n in 0..11 {
+            harness.create(&format!("bad{n}"));
+        }
+        for n in 0..300 {
+            harness.create(&format!("a{n}"));
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        passes(&harness, &mut reconciler, 120);
+        assert_eq!(
+            harness.count(Status::Created),
+            11,
+            "{status}, {retry_after:?}"
+        );
+        assert_eq!(
+            harness.count(Status::Processing),
+            0,
+            "{status}, {retry_after:?}"
+        );
+    }
+}
+
+#[test]
+fn an_order_that_is_always_throttled_delays_none_that_comes_much_later() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    for retry_after in [Some(20), None] {
+        let prefix = if retry_after.is_some() { "a" } else { "b" };
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        harness.create(&format!("bad{prefix}"));
+        for n in 0..10 {
+            passes(&harness, &mut reconciler, 127);
+            let id = format!("{prefix}{n}");
+            harness.create(&id);
+            pass(&mut reconciler);
+            assert_eq!(harness.order(&id).starts, 1, "{id}");
+        }
+    }
+}
+
+#[test]
+fn a_few_orders_that_are_always_throttled_delay_none_that_come_now_and_then() {
+    for retry_after in [Some(20), None] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        let mut reconciler = harness.reconciler();
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        for n in 0..5 {
+            harness.create(&format!("bad{n}"));
+        }
+        passes(&harness, &mut reconciler, 120);
+        for n in 0..50 {
+            harness.create(&format!("a{n}"));
+            passes(&harness, &mut reconciler, 5);
+            let starts = harness.order(&format!("a{n}")).starts;
+            assert!(n < 5 || starts == 1, "{retry_after:?}: a{n}");
+        }
+        let bad = harness.order("bad0");
+        let attention = bad.attention.unwrap();
+        assert_eq!(attention.reason, Reason::UpstreamUnreachable);
+        assert_eq!(attention.detail, "later");
+    }
+}
+
+#[test]
+fn an_order_whose_look_ups_are_always_throttled_settles_by_a_list() {
+    for retry_after in [Some(20), None] {
+        let harness = Harness::new(3);
+        let mut reconciler = harness.reconciler();
+        harness.create("bad");
+        pass(&mut reconciler);
+        harness
+            .upstream
+            .throttled
+            .set(Some(("bad", 429, retry_after)));
+        passes(&harness, &mut reconciler, 120);
+        assert!(harness.has_settled_all(), "{retry_after:?}");
+    }
+}
+
+#[test]
+fn orders_that_were_throttled_once_take_turns_with_those_that_always_are() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    for id in ["bad0", "bad1"] {
+        harness.create(id);
+    }
+    harness.create_many(10);
+    harness.upstream.throttled.set(Some(("", 429, Some(20))));
+    passes(&harness, &mut reconciler, 600);
+    harness.upstream.throttled.set(Some(("bad", 429, Some(20))));
+    passes(&harness, &mut reconciler, 600);
+    assert_eq!(harness.count(Status::Created), 2);
+    assert_eq!(harness.count(Status::Processing), 0);
+}
+
+#[test]
+fn the_log_names_the_requests_that_a_pause_is_about() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.upstream.throttled.set(Some(("a", 429, Some(20))));
+    harness.create_many(20);
+    take_log();
+    passes(&harness, &mut reconciler, 120);
+    let mut lines = take_log();
+    lines.retain(|line| line.starts_with("the upstream asked for a pause"));
+    assert!(lines.len() >= 2, "{lines:?}");
+    assert!(lines[0].contains(" requests=all wait="), "{lines:?}");
+    // The second answer in a row concerns starts alone.
+    assert!(lines[1].contains(" requests=start wait="), "{lines:?}");
+}
+
+#[test]
+fn while_all_starts_are_throttled_few_are_sent() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.upstream.throttled.set(Some(("a", 429, Some(20))));
+    harness.create_many(200);
+    passes(&harness, &mut reconciler, 600);
+    let starts = harness.upstream.take_requests().len();
+    assert!(starts <= 60, "{starts} in 30 pauses");
+    let is_told = (0..30).any(|_| {
+        pass(&mut reconciler);
+        harness.forward(1_000);
+        let learned = harness.heartbeat().learned;
+        let is_of_all = learned.paused_until.is_some();
+        !is_of_all && learned.starts_paused_until(harness.clock.now()).is_some()
+    });
+    assert!(is_told);
+}
+
+#[test]
+fn polls_that_are_always_throttled_hold_up_no_starts_and_lists_no_look_ups() {
+    for (look_up_fault, list_fault) in [
+        (Fault::Pause(20), Fault::Pause(20)),
+        (Fault::Pause(20), Fault::Answered),
+        (Fault::Answered, Fault::Pause(20)),
+    ] {
+        let mut harness = Harness::new(3);
+        harness.settings.max_in_flight = 8;
+        harness.upstream.look_up_fault.set(look_up_fault);
+        harness.upstream.list_fault.set(Some(list_fault));
+        let mut reconciler = harness.reconciler();
+        for n in 0..100 {
+            harness.create(&format!("a{n}"));
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        let context = format!("{look_up_fault:?}, {list_fault:?}");
+        assert_eq!(harness.count(Status::Created), 0, "{context}");
+        if look_up_fault != list_fault {
+            passes(&harness, &mut reconciler, 60);
+            assert!(harness.has_settled_all(), "{context}");
+        }
+        let requests = harness.upstream.take_requests();
+        let lists = requests.iter().filter(|request| *request == "list").count();
+        assert!(
+            list_fault == Fault::Answered || lists <= 8,
+            "{context}: {lists}"
+        );
+    }
+}
+
+#[test]
+fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_them() {
+    let harness = Harness::new(100);
+    harness.create("a1");
+    let mut reconciler = harness.reconciler();
+    harness.upstream.start_fault.set(Fault::Status(429));
+    let began_at = harness.clock.now();
+    passes(&harness, &mut reconciler, 20);
+    let (now, state) = (harness.clock.now(), harness.heartbeat());
+    assert_eq!(state.upstream, UpstreamState::Up { since: began_at });
+    let throttled = state.learned.throttling.starts(now).unwrap();
+    assert!(throttled.since == began_at && throttled.requests > 3);
+    assert_eq!(state.learned.wait(1, now), None);
+    assert_eq!(harness.reason("a1"), Some(Reason::UpstreamUnreachable));
+    // The first start that is accepted ends that.
+    harness.upstream.start_fault.set(Fault::Answered);
+    passes(&harness, &mut reconciler, 16);
+    assert_eq!(harness.order("a1").status, Status::Processing);
+    let learned = harness.heartbeat().learned;
+    assert_eq!(learned.throttling, Throttling::default());
+    assert!(learned.wait(1, harness.clock.now()).is_some());
+}
