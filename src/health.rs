@@ -79,7 +79,8 @@ pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
 }
 
 /// Reads the heartbeat of the last reconciler that led on this database, and returns its last pass. Fails if
-/// the next one is overdue, or none has led. Reads an overdue heartbeat again, because the clock may have been set just now.
+/// the next one is overdue, or none has led. Reads an overdue heartbeat again, because the clock may have been
+/// set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let store = Store::open_to_read(database)?;
     let read = async || {

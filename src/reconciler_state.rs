@@ -30,7 +30,8 @@ pub struct ReconcilerState {
     pub policy: Option<LostProcess>,
     /// The end of the last completed pass.
     pub last_pass_at: Option<Timestamp>,
-    /// Moment of the next pass by the schedule.
+    /// Moment of the next pass by the schedule; `None` while none is expected: before the first reconciler, and
+    /// after a running one was stopped.
     pub next_pass_at: Option<Timestamp>,
     /// Beginning of the last poll that observed all open orders that were due.
     pub last_observed_at: Option<Timestamp>,
@@ -68,9 +69,9 @@ words! {
 }
 
 impl ReconcilerState {
-    /// Returns whether the next pass should have been completed by now: the leader is stuck, or there
-    /// is none. After `--once`, the schedule says when the next run is due. Before the first reconciler,
-    /// a pass is due once an order was created: `oldest_open` is when the oldest open one was.
+    /// Returns whether the next pass should have been completed by now, or none is expected because the
+    /// reconciler was stopped. After `--once`, the schedule says when the next run is due. Before the first
+    /// reconciler, a pass is due once an order was created: `oldest_open` is when the oldest open one was.
     ///
     /// A leader that makes progress reports no moment ahead of the clock for long, because it
     /// notices within a second, or after its pass, that the clock was set back.
@@ -78,7 +79,8 @@ impl ReconcilerState {
         let reported_at = self.last_pass_at.max(self.leader_since);
         let is_ahead = reported_at.is_some_and(|at| at > now.after(CLOCK_SKEW_MAX));
         let is_late = |at: Timestamp| now > at.after(OVERDUE_AFTER);
-        is_ahead || self.next_pass_at.or(oldest_open).is_some_and(is_late)
+        let is_stopped = self.next_pass_at.is_none() && self.led_until.is_some();
+        is_ahead || is_stopped || self.next_pass_at.or(oldest_open).is_some_and(is_late)
     }
 
     /// Returns the status of the leader. A killed one is detected when its next pass is overdue.
@@ -145,6 +147,10 @@ mod tests {
         state.next_pass_at = Some(Timestamp(61_000));
         let oldest_open = Some(Timestamp(0));
         assert!(!state.is_overdue(Timestamp(61_001), oldest_open));
+        state.led_until = Some(Timestamp(1_000));
+        assert!(!state.is_overdue(Timestamp(61_001), None), "after --once");
+        state.next_pass_at = None;
+        assert!(state.is_overdue(Timestamp(1_000), None), "stopped");
     }
 
     #[test]

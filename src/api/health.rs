@@ -243,17 +243,19 @@ impl Health {
         let leader = heartbeat.leader_status(now);
         let oldest_open = oldest_open.map(|order| order.created_at);
         let is_overdue = heartbeat.is_overdue(now, oldest_open);
+        let status = match heartbeat.next_pass_at {
+            _ if is_overdue => FAILING,
+            None => UNKNOWN,
+            Some(_) => OK,
+        };
         let reconciler = Check {
             name: "reconciler",
-            status: match heartbeat.next_pass_at {
-                _ if is_overdue => FAILING,
-                None => UNKNOWN,
-                Some(_) => OK,
-            },
+            status,
             since: leader.since.map(Rfc3339),
             detail: match leader.problem {
-                Some(problem) => problem.to_owned(),
-                None => heartbeat.last_pass(),
+                // After `--once`, no reconciler is needed until the next run is due.
+                Some(problem) if status != OK => problem.to_owned(),
+                _ => heartbeat.last_pass(),
             },
             durability: None,
         };

@@ -46,13 +46,13 @@ impl HeartbeatWriter {
 }
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Writes a final heartbeat: flushes the counters and gives up leadership.
-    pub async fn shut_down(mut self) {
-        self.heartbeat.set_due();
+    /// Writes a final heartbeat: flushes the counters and gives up leadership. `next_pass_at` is when another
+    /// run is expected to make a pass.
+    pub async fn shut_down(mut self, next_pass_at: Option<Timestamp>) {
         self.heartbeat.state.leader_since = None;
         self.heartbeat.state.led_until = Some(self.context.clock.now());
         if let Err(error) = self
-            .write_heartbeat_if_due(self.requests.for_starts.len())
+            .write_heartbeat(self.requests.for_starts.len(), next_pass_at)
             .await
         {
             log::debug!("final heartbeat failed: {error:#}");
@@ -62,25 +62,36 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Writes a heartbeat if the upstream's availability or its pause of starts has changed, or if the last one
     /// is old. `starting` is the number of orders that are being started.
     pub(super) async fn write_heartbeat_if_due(&mut self, starting: usize) -> anyhow::Result<()> {
-        let (context, pace, now) = (&self.context, &self.pace, self.context.clock.now());
-        let HeartbeatWriter { state, written_at } = &mut self.heartbeat;
-        let breaker = pace.breaker();
+        let now = self.context.clock.now();
+        let HeartbeatWriter { state, written_at } = &self.heartbeat;
+        let breaker = self.pace.breaker();
         let starts_paused_until = breaker.kind_paused_until(RequestKind::Start, now);
         let has_changed = state.upstream != *breaker.state()
             || state.learned.starts_paused_until != starts_paused_until;
         if has_changed || written_at.is_none_or(|at| now.since(at) >= HEARTBEAT_INTERVAL) {
-            state.upstream = breaker.state().clone();
-            state.learned = pace.learned(now, starting);
-            state.metrics = context.upstream.metrics().clone();
-            let next_pass_at = context.settings.schedule.next_after(now);
-            state.next_pass_at = Some(next_pass_at);
-            let may_poll_at = next_pass_at.max(pace.polls_allowed_from());
-            let paused_until = breaker.kind_paused_until(RequestKind::LookUp, now);
-            state.next_poll_at = paused_until.max(Some(may_poll_at));
-            let (store, state) = (&context.store, state.clone());
-            store.write_heartbeat(&context.lead, state).await?;
-            *written_at = Some(now);
+            let next_pass_at = self.context.settings.schedule.next_after(now);
+            self.write_heartbeat(starting, Some(next_pass_at)).await?;
         }
+        Ok(())
+    }
+
+    async fn write_heartbeat(
+        &mut self,
+        starting: usize,
+        next_pass_at: Option<Timestamp>,
+    ) -> anyhow::Result<()> {
+        let (context, pace, now) = (&self.context, &self.pace, self.context.clock.now());
+        let HeartbeatWriter { state, written_at } = &mut self.heartbeat;
+        state.upstream = pace.breaker().state().clone();
+        state.learned = pace.learned(now, starting);
+        state.metrics = context.upstream.metrics().clone();
+        state.next_pass_at = next_pass_at;
+        let may_poll_at = next_pass_at.map(|at| at.max(pace.polls_allowed_from()));
+        let paused_until = pace.breaker().kind_paused_until(RequestKind::LookUp, now);
+        state.next_poll_at = paused_until.max(may_poll_at);
+        let (store, state) = (&context.store, state.clone());
+        store.write_heartbeat(&context.lead, state).await?;
+        *written_at = Some(now);
         Ok(())
     }
 }

@@ -62,7 +62,9 @@ pub async fn run_once<U: Upstream, C: Clock>(
         reconciler.wait(why, stop).await;
         reconciler.poll_again();
     };
-    reconciler.shut_down().await;
+    let context = &reconciler.context;
+    let next_run_at = context.settings.schedule.next_after(context.clock.now());
+    reconciler.shut_down(Some(next_run_at)).await;
     Ok(is_usable)
 }
 

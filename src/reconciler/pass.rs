@@ -78,7 +78,7 @@ pub async fn run<U: Upstream, C: Clock>(
             log::error!("recording the last answers failed: {error:#}");
         }
         if !stop.abandon.is_cancelled() {
-            reconciler.shut_down().await;
+            reconciler.shut_down(None).await;
         }
     }
     Ok(())

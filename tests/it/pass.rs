@@ -300,7 +300,7 @@ fn every_request_to_the_upstream_is_counted_also_across_a_restart() {
         harness.upstream.start_fault.set(Fault::Answered);
         pass(&mut reconciler);
         harness.forward(60_000);
-        block_on(reconciler.shut_down());
+        block_on(reconciler.shut_down(None));
     }
     for request in harness.upstream.take_requests() {
         let kind = request.split(' ').next().unwrap();

@@ -86,7 +86,7 @@ metrics! {
     "Time from the creation of an order until it settled."
 
     RECONCILER_OVERDUE "gauge" "reconciler_overdue" []
-    "1 if the next pass is more than a minute late, or none was ever made and an order waits for that long; else 0."
+    "1 if the reconciler was stopped, its next pass is a minute late, or none ever ran and an order waits so long."
     => "1"
     "No reconciler runs, or it is stuck: see whether `order-reconciler` runs, and its log."
 

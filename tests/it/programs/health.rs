@@ -110,6 +110,8 @@ fn check_reported(env: &TestEnvironment, api: &Program, status: &str) {
     let reconciler = &health["checks"][3];
     assert_eq!(reconciler["name"], "reconciler");
     assert_eq!(reconciler["status"], status, "{health}");
+    let detail = reconciler["detail"].as_str().unwrap();
+    assert_eq!(detail.contains("ended"), status == "ok", "{health}");
     let is_degraded = health["status"] == "degraded";
     assert_eq!(is_degraded, status == "failing", "{health}");
     let client = Client::new();
@@ -142,6 +144,23 @@ fn a_missing_reconciler_is_degraded_health_once_an_order_has_waited_for_a_minute
         db.execute_batch(&sql).unwrap();
         check_reported(&env, &api, status);
     }
+}
+
+#[test]
+fn a_stopped_reconciler_is_degraded_health_at_once_whatever_its_schedule() {
+    let env = TestEnvironment::new();
+    let yearly = ["--schedule", "0 0 0 1 1 *"];
+    let reconciler = env.reconciler("http://127.0.0.1:9", &yearly);
+    let deadline = Instant::now() + PATIENCE;
+    while reconciler_health(&env).code != Some(0) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let api = env.api(&[]);
+    check_reported(&env, &api, "ok");
+    assert_eq!(reconciler.stop(), Some(0));
+    check_reported(&env, &api, "failing");
+    let ran = reconciler_health(&env).assert_code(1);
+    assert!(ran.stderr.contains("no reconciler runs"), "{ran:?}");
 }
 
 #[test]
