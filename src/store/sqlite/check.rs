@@ -4,12 +4,10 @@
 use rusqlite::{Connection, Row};
 
 use super::open;
+use super::open_error::DAMAGED;
 use crate::store::Finding;
 use crate::store::check::{Check, Findings, SCHEMA};
 use crate::store::lines::BoxError;
-
-const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and \
-                       restore the newest backup; then look after the disk";
 
 /// Runs all checks.
 pub(super) fn check(db: &Connection, on_finding: &mut dyn FnMut(Finding)) {

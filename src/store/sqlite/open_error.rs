@@ -9,6 +9,10 @@ use crate::store::lines::BoxError;
 /// Maximum wait for a database that another program has locked while this one starts.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What is wrong with a damaged file, and what to do. Its log may hold orders that no backup has.
+pub(super) const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and restore the newest \
+     backup that `check` finds sound; then look after the disk";
+
 /// Reasons why the file of a database cannot be used. Each completes a sentence that begins with its path.
 #[derive(Debug, thiserror::Error)]
 pub(in crate::store) enum FileError {
@@ -36,9 +40,7 @@ pub(in crate::store) enum FileError {
     #[error("is not an SQLite database; name another file")]
     NotADatabase,
     /// Pages are missing, or their contents are not what SQLite wrote.
-    #[error(
-        "is damaged; keep a copy of it, and restore the newest backup that `check` finds sound"
-    )]
+    #[error("{DAMAGED}")]
     Damaged,
     #[error("is the SQLite database of another program; name another file")]
     Foreign,

@@ -87,7 +87,7 @@ fn a_truncated_backup_is_not_sound_and_what_to_do_is_said() {
         let ran = env.run("order-service", &arguments).assert_code(1);
         let said = ran.stdout.clone() + &ran.stderr;
         assert!(
-            said.contains("damaged") && said.contains("restore"),
+            said.contains("damaged") && said.contains("a copy of it and its -wal"),
             "{part}: {ran:?}"
         );
         let line = said
