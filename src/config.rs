@@ -26,7 +26,7 @@ pub use self::groups::{
     DatabaseArgs, ExistingDatabaseArgs, FaultArgs, ListenArgs, LogArgs, ReconcileArgs,
     UpstreamArgs, order_process_token,
 };
-use self::values::{parse_address, parse_age, whole, without_scheme};
+use self::values::{file_of_backup, parse_address, parse_age, whole};
 use crate::decide::LostProcess;
 use crate::order::OrderId;
 use crate::reconciler::Settings;
@@ -299,7 +299,7 @@ pub struct ExplainArgs {
 #[derive(Debug, Args)]
 pub struct BackupArgs {
     /// The file to write: a path, or sqlite:FILE
-    #[arg(value_name = "FILE", value_parser = PathBufValueParser::new().map(without_scheme))]
+    #[arg(value_name = "FILE", value_parser = PathBufValueParser::new().try_map(file_of_backup))]
     pub file: PathBuf,
     /// Replace an existing file
     #[arg(long)]

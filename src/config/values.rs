@@ -12,7 +12,7 @@ use clap::builder::PossibleValue;
 
 use crate::decide::LostProcess;
 use crate::site::is_host;
-use crate::store::DatabaseUrl;
+use crate::store::{DatabaseUrl, DatabaseUrlError};
 
 /// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
@@ -74,11 +74,17 @@ pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
     Ok(age)
 }
 
-/// Returns the path of a file that may be written as a database is.
-pub(super) fn without_scheme(file: PathBuf) -> PathBuf {
+/// Returns the path of a file that may be written as a database is. What another scheme would be is part of
+/// its name, as in `orders-10:00.db`.
+pub(super) fn file_of_backup(file: PathBuf) -> Result<PathBuf, String> {
     match file.to_str().map(str::parse) {
-        Some(Ok(DatabaseUrl::Sqlite(path))) => path,
-        _ => file,
+        None | Some(Err(DatabaseUrlError::Scheme(_))) => Ok(file),
+        Some(Ok(DatabaseUrl::Sqlite(path))) => Ok(path),
+        #[cfg(feature = "postgres")]
+        Some(Ok(DatabaseUrl::Postgres(_))) => {
+            Err("a backup is a file; write sqlite:FILE or a path".to_owned())
+        }
+        Some(Err(error)) => Err(error.to_string()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Unusable databases, and new ones.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -130,6 +131,30 @@ fn the_target_of_a_backup_may_be_named_as_a_database_is() {
     let arguments = ["backup", &target, "--database-url", "orders.db"];
     env.run("order-service", &arguments).assert_code(0);
     assert!(env.path("backup.db").exists());
+    let files = || {
+        let files = fs::read_dir(env.path(".")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        BTreeSet::from_iter(names.filter(|name| !name.ends_with(".log")))
+    };
+    let before = files();
+    for (target, says) in [
+        ("sqlite:b.db?mode=ro", "parameters"),
+        ("sqlite::memory:", "in-memory"),
+        ("sqlite:", "the path is empty"),
+        ("postgresql:x", "PostgreSQL"),
+        ("postgres://host/orders", "sqlite:FILE"),
+    ] {
+        let arguments = ["backup", target, "--database-url", "orders.db"];
+        let ran = env.run("order-service", &arguments).assert_code(2);
+        #[cfg(feature = "postgres")]
+        let says = says.trim_start_matches("PostgreSQL");
+        assert!(ran.stderr.contains(says), "{target}: {ran:?}");
+    }
+    assert_eq!(files(), before, "nothing was written");
+    // Any other file may have a colon in its name.
+    let arguments = ["backup", "at-10:00.db", "--database-url", "orders.db"];
+    env.run("order-service", &arguments).assert_code(0);
+    assert!(env.path("at-10:00.db").exists());
 }
 
 #[test]
