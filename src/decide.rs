@@ -7,7 +7,7 @@
 mod open_order;
 mod policy;
 
-pub use self::open_order::{Intent, Observation, OpenOrder, Phase, StartPosition, is_in_doubt};
+pub use self::open_order::{Intent, Observation, OpenOrder, Phase, is_in_doubt};
 pub use self::policy::{LostProcess, Policy};
 use crate::order::{Observed, Outcome, Reason, Timestamp};
 

@@ -57,10 +57,6 @@ pub struct Intent {
     pub answer_status: Option<u16>,
 }
 
-/// A position among orders that wait for their start: the moment since which the order is due, 0 if no attempt
-/// has failed, and its sequence number.
-pub type StartPosition = (Timestamp, i64);
-
 /// The observation of an order's process in one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
@@ -85,12 +81,6 @@ impl OpenOrder {
     /// Returns whether its last request failed.
     pub fn last_request_failed(&self) -> bool {
         self.attempts > 0
-    }
-
-    /// Returns its position among the orders of its class that wait for their start.
-    pub fn start_position(&self) -> StartPosition {
-        let due_since = self.next_attempt_at.unwrap_or(Timestamp(0));
-        (due_since, self.seq)
     }
 
     /// Returns whether two or more look-ups of its process have failed in a row. Perhaps only look-ups of this

@@ -6,7 +6,6 @@ use std::collections::VecDeque;
 
 use anyhow::Context as _;
 
-use crate::decide::StartPosition;
 use crate::order::Timestamp;
 use crate::pace::{PollTarget, RoundRobin, StartClass};
 use crate::store::{StartCandidate, Store, StoreError};
@@ -14,7 +13,7 @@ use crate::store::{StartCandidate, Store, StoreError};
 /// Number of orders read at once. At a thousand starts a second they last one second.
 const READ_AHEAD: usize = 1_000;
 
-/// The orders that are due, by class; in each queue, the one that has been due for longest comes first.
+/// The orders that are due, by class; each queue is oldest first.
 #[derive(Default)]
 pub(super) struct StartQueue {
     /// Orders whose process was forgotten.
@@ -29,9 +28,10 @@ pub(super) struct StartQueue {
 }
 
 /// A queue that is read from the store as it is needed.
+#[derive(Default)]
 struct ReadAhead {
     orders: VecDeque<StartCandidate>,
-    after: StartPosition,
+    after: i64,
     is_all_read: bool,
 }
 
@@ -71,7 +71,7 @@ impl StartQueue {
         ] {
             queue.retain(is_kept);
             queue.extend(added);
-            queue.make_contiguous().sort_by_key(position);
+            queue.make_contiguous().sort_by_key(|next| next.order.seq);
         }
     }
 
@@ -105,7 +105,7 @@ impl StartQueue {
             StartClass::Retry => {
                 let queues = [&mut self.given_up, &mut self.refused.orders];
                 let waiting = queues.into_iter().filter(|queue| !queue.is_empty());
-                waiting.min_by_key(|queue| queue.front().map(position))?
+                waiting.min_by_key(|queue| queue.front().map(|next| next.order.seq))?
             }
         };
         queue.pop_front()
@@ -128,30 +128,16 @@ impl StartQueue {
     }
 }
 
-fn position(next: &StartCandidate) -> StartPosition {
-    next.order.start_position()
-}
-
-impl Default for ReadAhead {
-    fn default() -> Self {
-        Self {
-            orders: VecDeque::new(),
-            after: (Timestamp(0), 0),
-            is_all_read: false,
-        }
-    }
-}
-
 impl ReadAhead {
     /// Reads more orders if there is none.
-    async fn fill<F>(&mut self, read: impl FnOnce(StartPosition) -> F) -> Result<(), StoreError>
+    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<(), StoreError>
     where
         F: Future<Output = Result<Vec<StartCandidate>, StoreError>>,
     {
         if self.orders.is_empty() && !self.is_all_read {
             self.orders = read(self.after).await?.into();
             self.is_all_read = self.orders.len() < READ_AHEAD;
-            self.after = self.orders.back().map_or(self.after, position);
+            self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
         }
         Ok(())
     }

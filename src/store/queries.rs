@@ -17,7 +17,7 @@ use super::rows::{
     outage_of, prune_counts_of, start_candidate_of,
 };
 use super::{Cursor, Filter, OrderView, Page, PruneCounts, StartCandidate, StatsSnapshot};
-use crate::decide::{OpenOrder, StartPosition};
+use crate::decide::OpenOrder;
 use crate::explain::{COUNTED_AHEAD_MAX, OrderDetails};
 use crate::journal_stats::JournalStats;
 use crate::order::{Event, Order, OrderId, Status, Timestamp};
@@ -124,7 +124,7 @@ pub(super) async fn startable<D: Database>(
     now: Timestamp,
     max_starts: u32,
     has_failed: bool,
-    after: StartPosition,
+    after: i64,
     limit: usize,
 ) -> Result<Vec<StartCandidate>, D::Error> {
     const NEW: &str = concat!(
@@ -140,24 +140,18 @@ pub(super) async fn startable<D: Database>(
         "SELECT ",
         open_order_columns!(),
         " FROM orders INDEXED BY orders_with_attention \
-         WHERE attention IS NOT NULL AND status || '' = 'CREATED' AND attempts > 0 \
-         AND (coalesce(next_attempt_at, 0), seq) > (?5, ?1) AND ",
+         WHERE attention IS NOT NULL AND status || '' = 'CREATED' AND attempts > 0 AND seq > ?1 AND ",
         startable!("?2", "?3"),
-        " ORDER BY coalesce(next_attempt_at, 0), seq LIMIT ?4"
+        " ORDER BY seq LIMIT ?4"
     );
-    let (due_since, seq) = after;
     let values = [
-        Integer(seq),
+        Integer(after),
         Integer(max_starts.into()),
         Integer(now.0),
         limit.into(),
-        Integer(due_since.0),
     ];
-    let (sql, values) = match has_failed {
-        true => (FAILED, &values[..]),
-        false => (NEW, &values[..4]),
-    };
-    db.rows(sql, values, |row| start_candidate_of(row)).await
+    let sql = if has_failed { FAILED } else { NEW };
+    db.rows(sql, &values, |row| start_candidate_of(row)).await
 }
 
 /// Returns the sequence numbers of the first orders after `after` with an impossible time.
@@ -427,27 +421,17 @@ async fn ahead<D: Database>(db: &D, order: &OpenOrder, now: Timestamp) -> Result
     let own = order.start_class();
     let mut waiting = [0; StartClass::ALL.len()];
     for class in StartClass::ALL {
-        let all_due = (now, i64::MAX);
-        let (due_since, seq) = match class == own {
-            true => order.start_position().min(all_due),
-            false => all_due,
+        let before = if class == own { order.seq } else { i64::MAX };
+        let index = match class {
+            StartClass::Forgotten | StartClass::Retry => "orders_with_attention",
+            StartClass::New => "orders_by_status",
         };
-        let (index, before) = match class {
-            StartClass::Forgotten | StartClass::Retry => (
-                "orders_with_attention",
-                "(coalesce(next_attempt_at, 0), seq) < (?1, ?2)",
-            ),
-            StartClass::New => (
-                "orders_by_status",
-                "coalesce(next_attempt_at, 0) <= ?1 AND seq < ?2",
-            ),
-        };
-        let waits = waits_for_start(class);
+        let due = waits_for_start(class);
         let sql = format!(
-            "SELECT count(*) FROM (SELECT 1 FROM orders INDEXED BY {index} \
-             WHERE {waits} AND {before} LIMIT {COUNTED_AHEAD_MAX}) AS due"
+            "SELECT count(*) FROM (SELECT 1 FROM orders INDEXED BY {index} WHERE {due} AND seq < ?1 \
+             AND coalesce(next_attempt_at, ?2) <= ?2 LIMIT {COUNTED_AHEAD_MAX}) AS due"
         );
-        let values = [Integer(due_since.0), Integer(seq)];
+        let values = [Integer(before), Integer(now.0)];
         waiting[class as usize] = one(db, &sql, &values, |row| row.count(0)).await?;
     }
     Ok(own.starts_before(waiting))

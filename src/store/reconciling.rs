@@ -11,7 +11,6 @@ use super::{
     Cursor, Engine, Filter, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded,
     StartCandidate, Store, StoreError, call, read, sqlite,
 };
-use crate::decide::StartPosition;
 use crate::order::{Order, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
@@ -116,16 +115,16 @@ impl Store {
         read!(self.open_orders())
     }
 
-    /// Returns at most `limit` orders after the position `after` that have neither a process nor a start of
-    /// unknown outcome, and about which is to be decided now: to start them, or that they were started
-    /// `max_starts` times. If `has_failed`, those with a failed attempt, by the moment since which they are due;
-    /// otherwise those without, oldest first. A start that was not sent does not count as an attempt.
+    /// Returns at most `limit` orders after sequence number `after` that have neither a process nor a start of
+    /// unknown outcome, and about which is to be decided now, oldest first: to start them, or that they were
+    /// started `max_starts` times. Those with a failed attempt if `has_failed`, otherwise those without. A start
+    /// that was not sent does not count as one.
     pub async fn startable(
         &self,
         now: Timestamp,
         max_starts: u32,
         has_failed: bool,
-        after: StartPosition,
+        after: i64,
         limit: usize,
     ) -> Result<Vec<StartCandidate>, StoreError> {
         read!(

@@ -7,7 +7,7 @@ use super::polling::lasting;
 use super::*;
 
 #[test]
-fn retries_go_by_the_time_they_are_due_whatever_the_earlier_failure() {
+fn retries_go_oldest_first_whatever_the_earlier_failure() {
     let harness = Harness::new(100);
     let mut reconciler = harness.reconciler();
     for (id, fault) in [
@@ -27,7 +27,7 @@ fn retries_go_by_the_time_they_are_due_whatever_the_earlier_failure() {
     let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
     // The new order is in a queue of its own.
-    assert_eq!(requests, ["start a2", "start a4", "start a1", "start a3"]);
+    assert_eq!(requests, ["start a1", "start a4", "start a2", "start a3"]);
 }
 
 #[test]

@@ -310,20 +310,13 @@ impl<'a> EnginePair<'a> {
             5 => {
                 let has_failed = self.random.bool();
                 let max_starts = self.random.u32(0..5);
-                let position = (self.time(), after);
                 compare!(self, |engine| stores[engine]
-                    .startable(now, max_starts, has_failed, position, limit));
+                    .startable(now, max_starts, has_failed, after, limit));
                 compare!(self, |engine| async move {
                     let has_work = stores[engine].has_work(now, max_starts).await?;
                     let mut is_any = !stores[engine].open_orders().await?.is_empty();
                     for has_failed in [false, true] {
-                        let due = stores[engine].startable(
-                            now,
-                            max_starts,
-                            has_failed,
-                            (Timestamp(0), 0),
-                            1,
-                        );
+                        let due = stores[engine].startable(now, max_starts, has_failed, 0, 1);
                         is_any |= !due.await?.is_empty();
                     }
                     assert_eq!(has_work, is_any);
