@@ -13,9 +13,9 @@ use crate::upstream::{Cause, Failure, RequestKind};
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
 
-/// Number of throttled retries in a row of which each is taken to concern its order alone: a few orders may
+/// Number of throttled requests in a row of which each is taken to concern its order alone: a few orders may
 /// always be throttled, whatever is answered to others. With more, the upstream limits all.
-const LONE_RETRIES_MAX: u32 = 5;
+const LONE_MAX: u32 = 5;
 
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
@@ -99,8 +99,8 @@ struct KindPause {
     asked_until: Timestamp,
     /// End of the pause of the kind.
     until: Timestamp,
-    /// Number of retries that were throttled, each before the end of the pause that was asked for before.
-    retries: u32,
+    /// Number of such answers, each before the end of the pause that the one before asked for.
+    in_a_row: u32,
 }
 
 /// A circuit breaker for requests to the upstream.
@@ -148,7 +148,7 @@ impl CircuitBreaker {
                 at: now,
                 asked_until: at,
                 until: at,
-                retries: 0,
+                in_a_row: 0,
             });
         Self {
             state: state.clamp_times(now),
@@ -216,16 +216,20 @@ impl CircuitBreaker {
         true
     }
 
-    /// Returns whether an answer that throttles concerns its order alone: it is one of a few retries.
+    /// Returns whether an answer that throttles concerns its order alone: it is one of a few to retries, or with
+    /// `Retry-After` after a first pause.
     pub fn concerns_order(&self, call: Call, now: Timestamp, failure: &Failure) -> bool {
-        call.is_retry
-            && is_throttled(failure)
-            && self.throttled_retries(call.kind, now) < LONE_RETRIES_MAX
+        let was_paused = self.kind_pauses[call.kind as usize].is_some();
+        let may_concern_order = call.is_retry || was_paused && failure.retry_after.is_some();
+        is_throttled(failure)
+            && call.kind != RequestKind::List
+            && may_concern_order
+            && self.throttled_in_a_row(call.kind, now) < LONE_MAX
     }
 
-    fn throttled_retries(&self, kind: RequestKind, now: Timestamp) -> u32 {
+    fn throttled_in_a_row(&self, kind: RequestKind, now: Timestamp) -> u32 {
         let last = self.kind_pauses[kind as usize].filter(|last| now < last.asked_until);
-        last.map_or(0, |last| last.retries)
+        last.map_or(0, |last| last.in_a_row)
     }
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
@@ -308,7 +312,7 @@ impl CircuitBreaker {
             at: now,
             asked_until: now.after(pause.unwrap_or(BACKOFF_BASE)),
             until: of_kind.max(last.map(|last| last.until)).unwrap_or(now),
-            retries: self.throttled_retries(call.kind, now) + u32::from(call.is_retry),
+            in_a_row: self.throttled_in_a_row(call.kind, now) + 1,
         });
         // A kind of requests that is always answered so waits alone.
         if self.is_down() {

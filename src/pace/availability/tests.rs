@@ -158,7 +158,7 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
             ..first
         };
         let later = Timestamp(21_000);
-        for _ in 0..LONE_RETRIES_MAX {
+        for _ in 0..LONE_MAX {
             breaker.on_failed(failing, now, &failure);
             assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
         }
@@ -173,6 +173,11 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
         breaker.on_failed(first, now, &failure);
         assert_eq!(breaker.paused_until(now), Some(later));
         let paused = |breaker: &CircuitBreaker, kind| breaker.kind_paused_until(kind, later);
+        for _ in 0..LONE_MAX {
+            breaker.on_failed(first, later, &failure);
+            breaker.on_answered(start(later), later);
+            assert_eq!(paused(&breaker, RequestKind::LookUp), None);
+        }
         breaker.on_failed(first, later, &failure);
         assert_eq!(paused(&breaker, RequestKind::Start), None);
         assert_eq!(
