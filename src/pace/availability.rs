@@ -13,6 +13,9 @@ use crate::upstream::{Cause, Failure, RequestKind};
 /// Number of failures in a row after which the upstream counts as down.
 const FAILURES_TO_DOWN: u32 = 3;
 
+/// Pause of lists after one was throttled without `Retry-After`: meanwhile orders are looked up.
+const LIST_PAUSE: Duration = Duration::from_secs(10);
+
 /// Number of throttled requests in a row of which each is taken to concern its order alone: a few orders may
 /// always be throttled, whatever is answered to others. With more, the upstream limits all.
 const LONE_MAX: u32 = 5;
@@ -143,8 +146,10 @@ impl CircuitBreaker {
     ) -> Self {
         let bounded = |at: Timestamp| at.min(now.after(REQUESTED_PAUSE_MAX));
         let mut kind_pauses = [None; 3];
-        kind_pauses[RequestKind::Start as usize] =
-            starts_paused_until.map(bounded).map(|at| KindPause {
+        kind_pauses[RequestKind::Start as usize] = starts_paused_until
+            .filter(|at| *at > now)
+            .map(bounded)
+            .map(|at| KindPause {
                 at: now,
                 asked_until: at,
                 until: at,
@@ -303,22 +308,23 @@ impl CircuitBreaker {
         if !is_throttled(failure) {
             return;
         }
-        let pause = requested_pause(failure);
-        let paused_until = pause.map(|pause| now.after(pause));
+        let asked = requested_pause(failure);
+        let is_list = call.kind == RequestKind::List;
+        let of_kind = asked.or(is_list.then_some(LIST_PAUSE));
         let concerns_order = self.concerns_order(call, now, failure);
         let last = self.kind_pauses[call.kind as usize];
-        let of_kind = paused_until.filter(|_| !concerns_order);
+        let until = of_kind.filter(|_| !concerns_order);
+        let until = until.map(|pause| now.after(pause));
         self.kind_pauses[call.kind as usize] = Some(KindPause {
             at: now,
-            asked_until: now.after(pause.unwrap_or(BACKOFF_BASE)),
-            until: of_kind.max(last.map(|last| last.until)).unwrap_or(now),
+            asked_until: now.after(asked.unwrap_or(BACKOFF_BASE)),
+            until: until.max(last.map(|last| last.until)).unwrap_or(now),
             in_a_row: self.throttled_in_a_row(call.kind, now) + 1,
         });
         // A kind of requests that is always answered so waits alone.
-        if self.is_down() {
-            self.paused_until = paused_until.or(self.paused_until);
-        } else if last.is_none() {
-            self.paused_until = of_kind.or(self.paused_until);
+        let is_of_all = self.is_down() || last.is_none() && !concerns_order;
+        if let Some(pause) = asked.filter(|_| is_of_all) {
+            self.paused_until = Some(now.after(pause));
         }
     }
 }

@@ -46,6 +46,21 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 }
 
 #[test]
+fn throttled_retries_lower_the_rate_also_between_starts_that_are_accepted() {
+    let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
+    let throttled = Failure::new("answered 429", Cause::TooManyRequests);
+    for at in (0..2_000).step_by(100).map(Timestamp) {
+        limiter.on_answered(start(at), at);
+        let retry = Call {
+            is_retry: true,
+            ..start(at)
+        };
+        limiter.on_failed(retry, at, &throttled);
+    }
+    assert!(limiter.rate().rate() < 10.0, "{}", limiter.rate().rate());
+}
+
+#[test]
 fn polls_leave_a_quarter_of_the_requests_to_starts() {
     let now = Timestamp(1_000);
     for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 6)] {

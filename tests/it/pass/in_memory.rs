@@ -293,8 +293,12 @@ impl Upstream for InMemory {
         let mut processes = self.model.borrow().list(self.read_at(), draw);
         processes.retain(|(id, _)| self.has_begun(id));
         let fault = self.list_fault.get().unwrap_or(self.look_up_fault.get());
-        if let Fault::Pause(seconds) = fault {
-            return Err(throttled(seconds));
+        match fault {
+            Fault::Pause(seconds) => return Err(throttled(seconds)),
+            Fault::Status(429) => {
+                return Err(Failure::new("answered 429", Cause::TooManyRequests));
+            }
+            _ => {}
         }
         let again = |other: Option<&'static str>| {
             let entries = processes.iter();

@@ -232,6 +232,20 @@ fn while_all_starts_are_throttled_few_are_sent() {
 }
 
 #[test]
+fn lists_that_are_always_throttled_without_a_pause_hold_up_no_look_ups() {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    let mut reconciler = harness.reconciler();
+    harness.create_many(3_000);
+    harness.upstream.list_fault.set(Some(Fault::Status(429)));
+    passes(&harness, &mut reconciler, 240);
+    let requests = harness.upstream.take_requests();
+    let lists = requests.iter().filter(|request| *request == "list").count();
+    assert!((1..=30).contains(&lists), "{lists}");
+    assert!(harness.has_settled_all());
+}
+
+#[test]
 fn polls_that_are_always_throttled_hold_up_no_starts_and_lists_no_look_ups() {
     for (look_up_fault, list_fault) in [
         (Fault::Pause(20), Fault::Pause(20)),
