@@ -158,12 +158,12 @@ impl OrderDetails {
             },
             why: self.why(now),
             next: self.next(now),
-            advice: self.advice(),
+            advice: self.advice(now),
             commands: self.commands(invocation),
         }
     }
 
-    fn advice(&self) -> Vec<String> {
+    fn advice(&self, now: Timestamp) -> Vec<String> {
         let Some(attention) = &self.order.attention else {
             return Vec::new();
         };
@@ -171,6 +171,10 @@ impl OrderDetails {
             Reason::UpstreamUnreachable if self.is_upstream_down() => {
                 "Repair the upstream, or the network to it. If both work, check the reconciler's \
                  --order-process-url, the token, and the detail."
+            }
+            Reason::UpstreamUnreachable if self.throttled(now).is_some() => {
+                "The upstream throttles such requests of all orders. If that does not end, raise its \
+                 limit: they are repeated with backoff."
             }
             Reason::UpstreamUnreachable => {
                 "If it does not go away, look in the upstream's log for this order, and repair it \

@@ -65,7 +65,7 @@ impl OrderDetails {
     }
 
     /// Returns the kind of request that the order waits for and the upstream throttles.
-    fn throttled(&self, now: Timestamp) -> Option<&'static str> {
+    pub(super) fn throttled(&self, now: Timestamp) -> Option<&'static str> {
         let throttling = &self.reconciler.learned.throttling;
         match self.order.status {
             Status::Created => throttling.starts(now).map(|_| "starts"),

@@ -391,7 +391,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
                 "The upstream has confirmed a process for it",
             ],
         );
-        assert_eq!(missed.advice(), [""; 0], "nothing has to be done");
+        assert_eq!(missed.advice(NOW), [""; 0], "nothing has to be done");
         let held = match policy {
             Some(LostProcess::Fail) => "it is held until an operator decides, because no poll on",
             _ => then,
@@ -411,7 +411,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
             "No other order is ahead",
         ],
     );
-    assert_eq!(released.advice(), [""; 0], "an operator has decided");
+    assert_eq!(released.advice(NOW), [""; 0], "an operator has decided");
     check(
         &troubled(processing(), MaxStarts, "started 5 times", 1),
         &[
