@@ -175,7 +175,6 @@ pub struct DevArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "10",
-        allow_negative_numbers = true,
         value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
@@ -184,7 +183,6 @@ pub struct DevArgs {
         long,
         env = "SIMULATOR_SEED",
         value_name = "NUMBER",
-        allow_negative_numbers = true,
         value_parser = whole(0..=u64::MAX)
     )]
     pub seed: Option<u64>,
@@ -219,7 +217,6 @@ pub struct SimulatorArgs {
         env = "MAX_ORDER_PROCESS_DURATION",
         value_name = "SECONDS",
         default_value = "600",
-        allow_negative_numbers = true,
         value_parser = whole(0..=u32::MAX)
     )]
     pub max_order_process_duration: u32,
@@ -228,7 +225,6 @@ pub struct SimulatorArgs {
         long,
         env = "SIMULATOR_SEED",
         value_name = "NUMBER",
-        allow_negative_numbers = true,
         value_parser = whole(0..=u64::MAX)
     )]
     pub seed: Option<u64>,
@@ -335,7 +331,6 @@ pub struct PruneArgs {
     #[arg(
         long,
         value_name = "DURATION",
-        allow_hyphen_values = true,
         value_parser = parse_age
     )]
     pub settled_before: Duration,

@@ -18,7 +18,7 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
     elsewhere: impl FnOnce(&str) -> Option<String>,
     contradiction: impl FnOnce(&ArgMatches) -> Option<String>,
 ) -> T {
-    let mut arguments: Vec<_> = std::env::args_os().collect();
+    let mut arguments = join_negative_values(std::env::args_os());
     let index = first_after_globals(&arguments);
     let first = arguments.get(index).map(|first| first.to_string_lossy());
     if let Some(command) = default_command(first.as_deref()) {
@@ -62,6 +62,29 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             }
             std::process::exit(error.exit_code())
         })
+}
+
+/// Joins each flag to a value that begins like a negative number, so that the error is that of its parser. With
+/// clap's `allow_hyphen_values`, a flag without a value would take the next flag for it.
+fn join_negative_values(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut joined: Vec<OsString> = Vec::new();
+    let mut may_be_flags = true;
+    for argument in arguments {
+        may_be_flags &= argument != "--";
+        let is_negative = matches!(argument.as_encoded_bytes(), [b'-', b'0'..=b'9' | b'.', ..]);
+        let flag = joined.last_mut().filter(|flag| {
+            let flag = flag.as_encoded_bytes();
+            flag.starts_with(b"--") && !flag.contains(&b'=')
+        });
+        match flag {
+            Some(flag) if is_negative && may_be_flags => {
+                flag.push("=");
+                flag.push(argument);
+            }
+            _ => joined.push(argument),
+        }
+    }
+    joined
 }
 
 /// Returns the error of a password on the command line, which other users of the machine can read.

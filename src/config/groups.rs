@@ -105,7 +105,6 @@ pub struct ReconcileArgs {
         long,
         env = "START_RATE",
         value_name = "PER SECOND",
-        allow_negative_numbers = true,
         value_parser = parse_rate
     )]
     pub start_rate: Option<f64>,
@@ -115,7 +114,6 @@ pub struct ReconcileArgs {
         env = "MAX_IN_FLIGHT",
         value_name = "REQUESTS",
         default_value_t = Settings::default().max_in_flight,
-        allow_negative_numbers = true,
         value_parser = whole(1..=IN_FLIGHT_MAX)
     )]
     pub max_in_flight: usize,
@@ -126,7 +124,6 @@ pub struct ReconcileArgs {
         env = "REQUEST_TIMEOUT",
         value_name = "DURATION",
         default_value_t = Settings::default().request_timeout.into(),
-        allow_hyphen_values = true,
         value_parser = parse_timeout
     )]
     pub request_timeout: humantime::Duration,
@@ -145,7 +142,6 @@ pub struct ReconcileArgs {
         env = "MAX_STARTS",
         value_name = "STARTS",
         default_value_t = Settings::default().max_starts,
-        allow_negative_numbers = true,
         value_parser = whole(1..=u32::MAX)
     )]
     pub max_starts: u32,

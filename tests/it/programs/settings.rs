@@ -174,6 +174,12 @@ fn a_negative_number_is_answered_with_what_would_be_right() {
         ),
         (&["order-reconciler"], RECONCILE[3].0, "-1s", "with a unit"),
         (&["order-reconciler"], RECONCILE[5].0, "-1", "from 1 to"),
+        (
+            &["order-service", "prune"],
+            "--settled-before",
+            "-90d",
+            "with a unit",
+        ),
         (simulator, "--max-order-process-duration", "-1", "from 0 to"),
         (simulator, "--seed", "-1", "from 0 to"),
         (
@@ -190,6 +196,28 @@ fn a_negative_number_is_answered_with_what_would_be_right() {
             assert!(ran.stderr.contains(hint), "{ran:?}");
         }
     }
+}
+
+#[test]
+fn a_flag_without_a_value_does_not_take_the_next_flag_for_it() {
+    let env = TestEnvironment::new();
+    for arguments in [
+        &[
+            "order-reconciler",
+            "--request-timeout",
+            "--database-url",
+            "x",
+        ][..],
+        &["order-reconciler", "--start-rate", "--database-url", "x"],
+        &["order-service", "prune", "--settled-before", "--dry-run"],
+    ] {
+        let ran = env.run(arguments[0], &arguments[1..]).assert_code(2);
+        assert!(ran.stderr.contains("a value is required"), "{ran:?}");
+    }
+    // What follows `--` is no flag.
+    let ids = ["restart", "--database-url", "o.db", "--", "--a", "-1"];
+    let ran = env.run("order-service", &ids);
+    assert!(!ran.stderr.contains("--a=-1"), "{ran:?}");
 }
 
 #[test]
