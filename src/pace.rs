@@ -312,10 +312,11 @@ impl Pace {
             Cause::TooManyRequests | Cause::ServiceUnavailable
         );
         let concerns_order = self.breaker.concerns_order(call, now, failure);
-        let is_overload = is_throttled || failure.cause == Cause::Timeout;
+        // The order alone waits as long as it is asked to.
+        let is_lone_pause = concerns_order && failure.retry_after.is_some();
+        let is_overload = !is_lone_pause && (is_throttled || failure.cause == Cause::Timeout);
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        let is_lone_pause = concerns_order && failure.retry_after.is_some();
         if !call.is_start() && is_throttled && !is_lone_pause {
             self.are_polls_limited = true;
             // The breaker pauses lists alone.

@@ -61,6 +61,27 @@ fn throttled_retries_lower_the_rate_also_between_starts_that_are_accepted() {
 }
 
 #[test]
+fn orders_that_alone_are_asked_to_wait_leave_the_rate_as_it_is() {
+    let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
+    let rate = limiter.rate().rate();
+    let throttled = Failure {
+        retry_after: Some(Duration::from_secs(20)),
+        ..Failure::new("answered 429", Cause::TooManyRequests)
+    };
+    for at in (0..200_000).step_by(21_000).map(Timestamp) {
+        for _ in 0..5 {
+            let retry = Call {
+                is_retry: true,
+                ..start(at)
+            };
+            limiter.on_failed(retry, at, &throttled);
+        }
+        limiter.on_answered(start(at), at);
+    }
+    assert_eq!(limiter.rate().rate(), rate);
+}
+
+#[test]
 fn polls_leave_a_quarter_of_the_requests_to_starts() {
     let now = Timestamp(1_000);
     for (max_requests, most) in [(1, 1), (2, 1), (3, 2), (8, 6)] {
