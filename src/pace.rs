@@ -312,17 +312,14 @@ impl Pace {
             Cause::TooManyRequests | Cause::ServiceUnavailable
         );
         let concerns_order = self.breaker.concerns_order(call, now, failure);
-        // The order alone waits as long as it is asked to.
-        let is_lone_pause = concerns_order && failure.retry_after.is_some();
-        let is_overload = !is_lone_pause && (is_throttled || failure.cause == Cause::Timeout);
+        let is_overload = !concerns_order && (is_throttled || failure.cause == Cause::Timeout);
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        if !call.is_start() && is_throttled && !is_lone_pause {
-            self.are_polls_limited = true;
-            // The breaker pauses lists alone.
-            if call.kind == RequestKind::LookUp {
-                self.polling.on_throttled(now);
-            }
+        let is_limit = is_throttled && !concerns_order;
+        self.are_polls_limited |= is_limit && !call.is_start();
+        // The breaker pauses lists alone.
+        if is_limit && call.kind == RequestKind::LookUp {
+            self.polling.on_throttled(now);
         }
         let is_doubt = matches!(
             failure.cause,

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use super::backoff::BACKOFF_BASE;
 use crate::order::Timestamp;
 use crate::upstream::{Cause, Failure, RequestKind};
 
@@ -16,18 +15,13 @@ const FAILURES_TO_DOWN: u32 = 3;
 /// Pause of lists after one was throttled without `Retry-After`: meanwhile orders are looked up.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Number of throttled requests in a row of which each is taken to concern its order alone: a few orders may
+/// Number of answers with `Retry-After` in a row of which each is taken to concern its order alone: a few orders may
 /// always be throttled, whatever is answered to others. With more, the upstream limits all.
 const LONE_MAX: u32 = 5;
 
 /// Longest pause that the upstream can ask for. An operator who restores it waits no longer than that for
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
-
-/// Returns whether an answer asks for fewer requests.
-fn is_throttled(failure: &Failure) -> bool {
-    failure.retry_after.is_some() || failure.cause == Cause::TooManyRequests
-}
 
 /// Returns the pause that the upstream asked for, as far as it is obeyed.
 pub fn requested_pause(failure: &Failure) -> Option<Duration> {
@@ -93,7 +87,7 @@ impl UpstreamState {
     }
 }
 
-/// The last answer that throttled a kind of requests, since one had a usable answer.
+/// The last pause that an answer asked of a kind of requests, since one had a usable answer.
 #[derive(Clone, Copy, Debug)]
 struct KindPause {
     /// Moment of the answer.
@@ -221,14 +215,13 @@ impl CircuitBreaker {
         true
     }
 
-    /// Returns whether an answer that throttles concerns its order alone: it is one of a few to retries, or with
-    /// `Retry-After` after a first pause.
+    /// Returns whether an answer with `Retry-After` concerns its order alone: it is one of a few to retries, or
+    /// after a first pause.
     pub fn concerns_order(&self, call: Call, now: Timestamp, failure: &Failure) -> bool {
         let was_paused = self.kind_pauses[call.kind as usize].is_some();
-        let may_concern_order = call.is_retry || was_paused && failure.retry_after.is_some();
-        is_throttled(failure)
+        failure.retry_after.is_some()
             && call.kind != RequestKind::List
-            && may_concern_order
+            && (call.is_retry || was_paused)
             && self.throttled_in_a_row(call.kind, now) < LONE_MAX
     }
 
@@ -303,28 +296,27 @@ impl CircuitBreaker {
         }
     }
 
-    /// Notes an answer that throttles, and the pause that it asks for if it has `Retry-After`.
+    /// Notes the pause after an answer with `Retry-After`, or after a list that was answered 429.
     fn note_pause(&mut self, call: Call, now: Timestamp, failure: &Failure) {
-        if !is_throttled(failure) {
-            return;
-        }
         let asked = requested_pause(failure);
-        let is_list = call.kind == RequestKind::List;
-        let of_kind = asked.or(is_list.then_some(LIST_PAUSE));
+        let is_list = call.kind == RequestKind::List && failure.cause == Cause::TooManyRequests;
+        let Some(pause) = asked.or(is_list.then_some(LIST_PAUSE)) else {
+            return;
+        };
+        let asked_until = now.after(pause);
         let concerns_order = self.concerns_order(call, now, failure);
+        let until = if concerns_order { now } else { asked_until };
         let last = self.kind_pauses[call.kind as usize];
-        let until = of_kind.filter(|_| !concerns_order);
-        let until = until.map(|pause| now.after(pause));
         self.kind_pauses[call.kind as usize] = Some(KindPause {
             at: now,
-            asked_until: now.after(asked.unwrap_or(BACKOFF_BASE)),
-            until: until.max(last.map(|last| last.until)).unwrap_or(now),
+            asked_until,
+            until: last.map_or(until, |last| until.max(last.until)),
             in_a_row: self.throttled_in_a_row(call.kind, now) + 1,
         });
         // A kind of requests that is always answered so waits alone.
         let is_of_all = self.is_down() || last.is_none() && !concerns_order;
-        if let Some(pause) = asked.filter(|_| is_of_all) {
-            self.paused_until = Some(now.after(pause));
+        if asked.is_some() && is_of_all {
+            self.paused_until = Some(asked_until);
         }
     }
 }
