@@ -173,8 +173,8 @@ impl OrderDetails {
                  --order-process-url, the token, and the detail."
             }
             Reason::UpstreamUnreachable if self.throttled(now).is_some() => {
-                "The upstream throttles such requests of all orders. If that does not end, raise its \
-                 limit: they are repeated with backoff."
+                "The upstream answers all such requests with 429. If that does not end, raise its limit, or \
+                 look in its log for this order: they are repeated with backoff."
             }
             Reason::UpstreamUnreachable => {
                 "If it does not go away, look in the upstream's log for this order, and repair it \

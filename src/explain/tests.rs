@@ -438,27 +438,6 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
 }
 
 #[test]
-fn an_outage_is_the_reason_of_all_open_orders() {
-    let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
-    case.reconciler.upstream = UpstreamState::Down {
-        since: ago(40),
-        detail: "connection refused".to_owned(),
-    };
-    check(
-        &case,
-        &[
-            "The upstream has given no usable answer for 40 s (since 20",
-            "connection refused",
-            "It has had upstream_unreachable for 12 s, and waits for the upstream.",
-            "The upstream is down, so no order can be started or polled.",
-            "Nothing is started before it answers.",
-            "no answer proves nothing",
-            "--order-process-url",
-        ],
-    );
-}
-
-#[test]
 fn without_a_reconciler_that_is_the_first_reason() {
     let mut case = created();
     let says = |case: &OrderDetails, summary: &str, problem: &str| {

@@ -1,4 +1,4 @@
-//! What follows from a decision, or from an answer: the transitions to record, and the request to send next.
+//! The consequences of a decision, or of an answer: the transitions to record, and the request to send next.
 //!
 //! No I/O: the caller records and sends. `decide` chooses what follows when an order is polled, dequeued, looked
 //! up or refused; each other answer has one consequence, which `on_answer` chooses. The consequences of

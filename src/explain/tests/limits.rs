@@ -1,5 +1,5 @@
-//! Explanations of orders that the upstream delays: by a full window, a requested pause, or answers of
-//! 429.
+//! Explanations of orders that the upstream delays: by a full window, a requested pause, answers of 429, or an
+//! outage.
 
 use super::*;
 
@@ -101,6 +101,9 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
     // What the order does not wait for is not about it.
     let case = throttled(processing(), "starts");
     check(&case, &[up, "Nothing is wrong with it."]);
+    let failed = troubled(created(), Reason::UpstreamUnreachable, "it answered 429", 5);
+    let advice = "The upstream answers all such requests with 429.";
+    check(&throttled(failed, "starts"), &[advice]);
 }
 
 #[test]
@@ -112,4 +115,25 @@ fn an_order_in_backoff_is_looked_up_in_a_later_poll() {
         let later = "looked up again, in 60 min (2026-11-22T11:00:00.000Z) at the earliest";
         check(&case, &[later]);
     }
+}
+
+#[test]
+fn an_outage_is_the_reason_of_all_open_orders() {
+    let mut case = troubled(created(), Reason::UpstreamUnreachable, "refused", 0);
+    case.reconciler.upstream = UpstreamState::Down {
+        since: ago(40),
+        detail: "connection refused".to_owned(),
+    };
+    check(
+        &case,
+        &[
+            "The upstream has given no usable answer for 40 s (since 20",
+            "connection refused",
+            "It has had upstream_unreachable for 12 s, and waits for the upstream.",
+            "The upstream is down, so no order can be started or polled.",
+            "Nothing is started before it answers.",
+            "no answer proves nothing",
+            "--order-process-url",
+        ],
+    );
 }

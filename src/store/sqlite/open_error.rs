@@ -9,7 +9,7 @@ use crate::store::lines::BoxError;
 /// Maximum wait for a database that another program has locked while this one starts.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What is wrong with a damaged file, and what to do. Its log may hold orders that no backup has.
+/// Advice about a damaged file. Its log may hold orders that no backup has.
 pub(super) const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and restore the newest \
      backup that `check` finds sound; then look after the disk";
 

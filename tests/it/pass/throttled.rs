@@ -4,6 +4,12 @@ use super::clock::take_log;
 use super::*;
 use order_service::pace::{Throttling, UpstreamState};
 
+fn with_eight_slots() -> Harness {
+    let mut harness = Harness::new(3);
+    harness.settings.max_in_flight = 8;
+    harness
+}
+
 #[test]
 fn an_upstream_that_requests_a_pause_gets_no_request_until_its_end() {
     let harness = Harness::new(100);
@@ -44,8 +50,7 @@ fn orders_that_are_always_throttled_hold_up_no_other() {
         (503, Some(20), false),
         (503, Some(20), true),
     ] {
-        let mut harness = Harness::new(3);
-        harness.settings.max_in_flight = 8;
+        let harness = with_eight_slots();
         let mut reconciler = harness.reconciler();
         if !are_started {
             harness
@@ -83,8 +88,7 @@ fn orders_that_are_always_throttled_hold_up_no_other() {
 #[test]
 fn many_orders_that_are_always_throttled_hold_up_no_new_ones() {
     for (status, retry_after) in [(429, Some(20)), (429, None), (503, Some(20))] {
-        let mut harness = Harness::new(3);
-        harness.settings.max_in_flight = 8;
+        let harness = with_eight_slots();
         let mut reconciler = harness.reconciler();
         harness
             .upstream
@@ -114,8 +118,7 @@ fn many_orders_that_are_always_throttled_hold_up_no_new_ones() {
 
 #[test]
 fn an_order_that_is_always_throttled_delays_none_that_comes_much_later() {
-    let mut harness = Harness::new(3);
-    harness.settings.max_in_flight = 8;
+    let harness = with_eight_slots();
     let mut reconciler = harness.reconciler();
     for retry_after in [Some(20), None] {
         let prefix = if retry_after.is_some() { "a" } else { "b" };
@@ -137,8 +140,7 @@ fn an_order_that_is_always_throttled_delays_none_that_comes_much_later() {
 #[test]
 fn a_few_orders_that_are_always_throttled_delay_none_that_come_now_and_then() {
     for retry_after in [Some(20), None] {
-        let mut harness = Harness::new(3);
-        harness.settings.max_in_flight = 8;
+        let harness = with_eight_slots();
         let mut reconciler = harness.reconciler();
         harness
             .upstream
@@ -179,8 +181,7 @@ fn an_order_whose_look_ups_are_always_throttled_settles_by_a_list() {
 
 #[test]
 fn orders_that_were_throttled_once_take_turns_with_those_that_always_are() {
-    let mut harness = Harness::new(3);
-    harness.settings.max_in_flight = 8;
+    let harness = with_eight_slots();
     let mut reconciler = harness.reconciler();
     for id in ["bad0", "bad1"] {
         harness.create(id);
@@ -196,8 +197,7 @@ fn orders_that_were_throttled_once_take_turns_with_those_that_always_are() {
 
 #[test]
 fn the_log_names_the_requests_that_a_pause_is_about() {
-    let mut harness = Harness::new(3);
-    harness.settings.max_in_flight = 8;
+    let harness = with_eight_slots();
     let mut reconciler = harness.reconciler();
     harness.upstream.throttled.set(Some(("a", 429, Some(20))));
     harness.create_many(20);
@@ -213,8 +213,7 @@ fn the_log_names_the_requests_that_a_pause_is_about() {
 
 #[test]
 fn while_all_starts_are_throttled_few_are_sent() {
-    let mut harness = Harness::new(3);
-    harness.settings.max_in_flight = 8;
+    let harness = with_eight_slots();
     let mut reconciler = harness.reconciler();
     harness.upstream.throttled.set(Some(("a", 429, Some(20))));
     harness.create_many(200);
@@ -233,8 +232,7 @@ fn while_all_starts_are_throttled_few_are_sent() {
 
 #[test]
 fn lists_that_are_always_throttled_without_a_pause_hold_up_no_look_ups() {
-    let mut harness = Harness::new(3);
-    harness.settings.max_in_flight = 8;
+    let harness = with_eight_slots();
     let mut reconciler = harness.reconciler();
     harness.create_many(3_000);
     harness.upstream.list_fault.set(Some(Fault::Status(429)));
@@ -252,8 +250,7 @@ fn polls_that_are_always_throttled_hold_up_no_starts_and_lists_no_look_ups() {
         (Fault::Pause(20), Fault::Answered),
         (Fault::Answered, Fault::Pause(20)),
     ] {
-        let mut harness = Harness::new(3);
-        harness.settings.max_in_flight = 8;
+        let harness = with_eight_slots();
         harness.upstream.look_up_fault.set(look_up_fault);
         harness.upstream.list_fault.set(Some(list_fault));
         let mut reconciler = harness.reconciler();
