@@ -18,7 +18,7 @@ use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, Pruning};
 use crate::simulator::record::read_record;
 use crate::store::{
-    self, BackupError, OperatorResult, PruneCounts, ReadOnlyDatabase, Resolution, Store,
+    self, BackupError, Mode, OperatorResult, PruneCounts, ReadOnlyDatabase, Resolution, Store,
     StoreError, TransferError, back_up,
 };
 use crate::upstream::{HttpUpstream, UpstreamUrl};
@@ -124,7 +124,7 @@ pub fn check(args: &ExistingDatabaseArgs) -> anyhow::Result<Exit> {
 
 /// `explain`: prints the response of `GET /order/{id}/explain` as text.
 pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
-    let store = Store::open_to_read(&args.database.database_url)?;
+    let store = Store::open(&args.database.database_url, Mode::ReadOnly)?;
     let now = store.clock().now();
     if let Some(details) = store.details(&args.id, now).await? {
         let invocation = Invocation::here(process::program_name(), store.address());
@@ -145,7 +145,7 @@ pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
 /// `account`: compares the database with the upstream, and prints the counts.
 pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
     let upstream = client(&args.upstream.order_process_url, ACCOUNT_TIMEOUT)?;
-    let store = Store::open_to_read(&args.database.database_url)?;
+    let store = Store::open(&args.database.database_url, Mode::ReadOnly)?;
     let record = args.record.as_deref().map(read_record).transpose()?;
     let account = account::take(
         &store,
@@ -162,7 +162,7 @@ pub async fn account(args: AccountArgs) -> anyhow::Result<Exit> {
 
 /// `restart`: requests a restart of orders that are held or refused.
 pub async fn restart(args: RestartArgs) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&args.database.database_url)?;
+    let store = Store::open(&args.database.database_url, Mode::Existing)?;
     let ids = if args.all_lost {
         lost(&store).await?
     } else {
@@ -184,7 +184,7 @@ async fn lost(store: &Store) -> Result<Vec<OrderId>, StoreError> {
 
 /// `fail`: settles orders as FAILED whose process was forgotten.
 pub async fn fail(args: FailArgs) -> anyhow::Result<Exit> {
-    let store = Store::open_existing(&args.database.database_url)?;
+    let store = Store::open(&args.database.database_url, Mode::Existing)?;
     resolve(&store, args.ids, Resolution::Fail).await
 }
 
@@ -218,7 +218,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
         return Ok(Exit::Done);
     }
     let stop = process::stop_on_signals()?;
-    let open = move || Store::open_existing(&args.database.database_url);
+    let open = move || Store::open(&args.database.database_url, Mode::Existing);
     let Some(store) = process::unless_stopped(&stop, open).await? else {
         bail!(PRUNING_INTERRUPTED);
     };

@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 
 use crate::api::ACCEPTING;
 use crate::clock::Clock;
-use crate::store::{DatabaseUrl, Store};
+use crate::store::{DatabaseUrl, Mode, Store};
 
 /// Time limit for the program's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,7 +82,7 @@ pub(crate) fn reachable(ip: IpAddr) -> IpAddr {
 /// the next one is overdue, or none has led. Reads an overdue heartbeat again, because the clock may have been
 /// set just now.
 pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
-    let store = Store::open_to_read(database)?;
+    let store = Store::open(database, Mode::ReadOnly)?;
     let read = async || {
         let state = store.heartbeat().await;
         let state = state.with_context(|| store.address().to_owned())?;

@@ -134,33 +134,12 @@ enum Engine {
 }
 
 impl Store {
-    /// Opens the database, creating or migrating it where needed, and checks that this program can
-    /// use it.
+    /// Opens the database, and checks that this program can use it.
     pub fn open(url: &DatabaseUrl, mode: Mode) -> Result<Self, OpenError> {
         let engine = match url {
             DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open(path, mode)?),
             #[cfg(feature = "postgres")]
             DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open(url, mode)?),
-        };
-        Ok(Self { engine })
-    }
-
-    /// Like [`Store::open`], but fails if the database does not exist.
-    pub fn open_existing(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        let engine = match url {
-            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open_existing(path)?),
-            #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open_existing(url)?),
-        };
-        Ok(Self { engine })
-    }
-
-    /// Opens an existing database to read it. It is not migrated, and the locks of a file are not taken.
-    pub fn open_to_read(url: &DatabaseUrl) -> Result<Self, OpenError> {
-        let engine = match url {
-            DatabaseUrl::Sqlite(path) => Engine::Sqlite(sqlite::Engine::open_to_read(path)?),
-            #[cfg(feature = "postgres")]
-            DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open_to_read(url)?),
         };
         Ok(Self { engine })
     }

@@ -1,5 +1,5 @@
-//! Modes of execution of writes: queued for the writer or, for reproducible runs, one by one while the caller's
-//! thread waits, where faults can be injected.
+//! Modes of use of a database: with writes queued for the writer, to read only or, for reproducible runs, with
+//! writes one by one while the caller's thread waits, where faults can be injected.
 
 use std::sync::Arc;
 
@@ -7,13 +7,18 @@ use tokio::sync::oneshot;
 
 use super::StoreError;
 
-/// Mode of execution of writes.
+/// Mode of use of a database. Unless stated otherwise, it is created or migrated where needed.
 #[derive(Clone)]
 pub enum Mode {
-    /// By a writer of its own, with many writes in one commit.
+    /// Writes are executed by a writer of its own, with many in one commit.
     Threaded,
-    /// Immediately, while the caller's thread waits, each write in a commit of its own and subject to
-    /// injected faults: for reproducible runs.
+    /// Like `Threaded`, but the database must exist.
+    Existing,
+    /// Every write is refused. The database must exist, it is not migrated, and the locks of a file are not
+    /// taken.
+    ReadOnly,
+    /// Writes are executed immediately, while the caller's thread waits, each in a commit of its own and
+    /// subject to injected faults: for reproducible runs.
     Synchronous(Arc<dyn WriteFaults>),
 }
 

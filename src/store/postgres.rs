@@ -125,27 +125,15 @@ struct Inner {
 
 impl Engine {
     pub fn open(url: &PostgresUrl, mode: Mode) -> Result<Self, OpenError> {
-        Self::open_with(url, mode, false)
-    }
-
-    /// Opens an existing database.
-    pub fn open_existing(url: &PostgresUrl) -> Result<Self, OpenError> {
-        Self::open_with(url, Mode::Threaded, true)
-    }
-
-    /// Opens an existing database to read it. Nothing is created or migrated, and every write is refused.
-    pub fn open_to_read(url: &PostgresUrl) -> Result<Self, OpenError> {
-        let connector = Connector::new(url, Purpose::Read)?;
-        let (thread, session) = start(connector, |connector| async move {
-            repeat(|| connector.session_for_reading()).await
-        })?;
-        let clock = thread.connector.clock().clone();
-        // Without a receiver, it refuses every write.
-        let (queue, ..) = Queue::new(WriterState::new(clock, "the database is only read"));
-        Ok(Self::new(thread, queue, false, vec![session]))
-    }
-
-    fn open_with(url: &PostgresUrl, mode: Mode, must_exist: bool) -> Result<Self, OpenError> {
+        if let Mode::ReadOnly = mode {
+            let connector = Connector::new(url, Purpose::Read)?;
+            let (thread, session) = start(connector, |connector| async move {
+                repeat(|| connector.session_for_reading()).await
+            })?;
+            let queue = Queue::read_only(thread.connector.clock().clone());
+            return Ok(Self::new(thread, queue, false, vec![session]));
+        }
+        let must_exist = matches!(mode, Mode::Existing);
         let connector = Connector::new(url, Purpose::Use)?;
         let (thread, session) = start(connector, move |connector| async move {
             repeat(|| connector.prepare(must_exist)).await
@@ -164,11 +152,6 @@ impl Engine {
         let is_synchronous = matches!(mode, Mode::Synchronous(_));
         let mut writer = Writer::new(connector.clone(), session, state.clone());
         let queue = match mode {
-            Mode::Threaded => {
-                let (queue, _, waiting) = Queue::new(state);
-                runtime.spawn(writer.run(waiting));
-                queue
-            }
             Mode::Synchronous(faults) => {
                 let (writes, mut waiting) = mpsc::unbounded_channel();
                 runtime.spawn(async move {
@@ -184,6 +167,11 @@ impl Engine {
                     let _ = writes.send((write, done));
                     let _ = wait.recv();
                 })
+            }
+            _ => {
+                let (queue, _, waiting) = Queue::new(state);
+                runtime.spawn(writer.run(waiting));
+                queue
             }
         };
         Ok(Self::new(thread, queue, is_synchronous, Vec::new()))

@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::StoreError;
-use super::mode::WriteFaults;
+use super::mode::{NoFaults, WriteFaults};
 use super::write::{Reply, Write};
 use super::writer_state::WriterState;
 use super::writer_stats::WriterStats;
+use crate::clock::DatabaseClock;
 
 /// Maximum number of waiting writes: about a second of work for a slow disk. Further writes fail
 /// with [`StoreError::Overloaded`].
@@ -95,6 +96,15 @@ impl Queue {
     ) -> Self {
         let executor = Executor::Synchronous(Box::new(execute), faults);
         Self { executor, state }
+    }
+
+    /// Returns the queue of a database that is only read: it refuses every write.
+    pub fn read_only(clock: DatabaseClock) -> Self {
+        let state = WriterState::new(clock, "the database is only read");
+        Self::synchronous(state, Arc::new(NoFaults), |pending| {
+            let refused = StoreError::unwritable("it was opened to be read");
+            pending.write.finish(Err(refused));
+        })
     }
 
     /// Returns a receiver that changes at each commit from now on.

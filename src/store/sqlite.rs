@@ -91,39 +91,32 @@ struct Inner {
 
 impl Engine {
     pub fn open(path: &Path, mode: Mode) -> Result<Self, OpenError> {
-        let (file, db) = open::prepare(path, Purpose::Use)?;
-        let readers = open::readers(&file)?;
-        let writer = Writer::start(db, file.clone(), mode)?;
-        // All connections opened by now use one file.
-        file.check().map_err(|error| file.error(error))?;
-        let inner = Inner {
-            address: file.path.display().to_string(),
-            path: file.path,
-            readers,
-            writer,
-        };
-        Ok(Self {
-            inner: Arc::new(inner),
-            reads: Reads::Unlimited,
-        })
-    }
-
-    /// Opens an existing database.
-    pub fn open_existing(path: &Path) -> Result<Self, OpenError> {
-        open::must_exist(path)?;
-        Self::open(path, Mode::Threaded)
-    }
-
-    /// Opens an existing database to read it. Nothing is created or migrated, and every write is refused.
-    pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
-        let (db, path) = open::for_reading(path)?;
-        let readers = open::readers_of(&path, open::READ_ONLY)?;
-        drop(db);
-        let inner = Inner {
-            address: path.display().to_string(),
-            writer: Writer::none(),
-            path,
-            readers,
+        let inner = match mode {
+            Mode::ReadOnly => {
+                let (_db, path) = open::for_reading(path)?;
+                Inner {
+                    address: path.display().to_string(),
+                    readers: open::readers_of(&path, open::READ_ONLY)?,
+                    writer: Writer::none(),
+                    path,
+                }
+            }
+            mode => {
+                if let Mode::Existing = mode {
+                    open::must_exist(path)?;
+                }
+                let (file, db) = open::prepare(path, Purpose::Use)?;
+                let readers = open::readers(&file)?;
+                let writer = Writer::start(db, file.clone(), mode)?;
+                // All connections opened by now use one file.
+                file.check().map_err(|error| file.error(error))?;
+                Inner {
+                    address: file.path.display().to_string(),
+                    path: file.path,
+                    readers,
+                    writer,
+                }
+            }
         };
         Ok(Self {
             inner: Arc::new(inner),

@@ -22,8 +22,8 @@ use futures_util::TryStreamExt;
 use order_service::order::{Order, OrderId, Outcome, Reason, Timestamp};
 use order_service::reconciler_state::ReconcilerState;
 use order_service::store::{
-    AttentionUpdate, Cursor, Filter, Leadership, Loss, OperatorResult, OrderChange, Resolution,
-    Store, StoreError, Transition,
+    AttentionUpdate, Cursor, DatabaseUrl, Filter, Leadership, Loss, Mode, OperatorResult,
+    OrderChange, Resolution, Store, StoreError, Transition,
 };
 use rusqlite::Connection;
 
@@ -102,6 +102,7 @@ on_every_engine! {
     the_schema_refuses_impossible_rows,
     a_maximum_of_starts_may_exceed_what_a_row_can_hold,
     an_operator_may_decide_about_each_order_whose_process_was_lost,
+    a_database_that_is_only_read_refuses_every_write,
 }
 
 async fn create(store: &Store, id: &str, at: i64) -> i64 {
@@ -436,4 +437,19 @@ async fn an_operator_may_decide_about_each_order_whose_process_was_lost(new_data
             );
         }
     }
+}
+
+async fn a_database_that_is_only_read_refuses_every_write(new: Factory) {
+    let TestDatabase {
+        store, env: _env, ..
+    } = new();
+    create(&store, "a", 1).await;
+    let address: DatabaseUrl = store.address().parse().unwrap();
+    let store = Store::open(&address, Mode::ReadOnly).unwrap();
+    let refused = store.check_writable(Timestamp(2)).await;
+    assert!(
+        matches!(refused, Err(StoreError::Unwritable(_))),
+        "{refused:?}"
+    );
+    assert_eq!(all(&store).await.len(), 1);
 }

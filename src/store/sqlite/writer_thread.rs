@@ -13,7 +13,7 @@ use super::open;
 use super::write_lock::WriteLock;
 use super::writer::Committer;
 use crate::clock::DatabaseClock;
-use crate::store::mode::{Mode, NoFaults};
+use crate::store::mode::Mode;
 use crate::store::queue::{Pending, Queue};
 use crate::store::retirement::Retirement;
 use crate::store::write::Write;
@@ -54,7 +54,7 @@ impl Writer {
                     committer.commit(write, &mut nothing);
                 })
             }
-            Mode::Threaded => {
+            _ => {
                 let (queue, sender, mut waiting) = Queue::new(state);
                 let (opened, weak_sender) = (file.clone(), sender.downgrade());
                 let usable = retirement.clone();
@@ -90,13 +90,8 @@ impl Writer {
 
     /// Returns the writer of a file that is only read: it refuses every write.
     pub fn none() -> Self {
-        let state = WriterState::new(DatabaseClock::default(), "the database is only read");
-        let queue = Queue::synchronous(state, Arc::new(NoFaults), |pending| {
-            let refused = StoreError::unwritable("it was opened to be read");
-            pending.write.finish(Err(refused));
-        });
         Self {
-            queue,
+            queue: Queue::read_only(DatabaseClock::default()),
             retirement: Retirement::default(),
             empty_requested: Arc::default(),
         }

@@ -393,7 +393,7 @@ fn settings_that_would_lose_orders_are_refused() {
 fn a_missing_database_and_that_of_another_program_are_refused() {
     let database = cluster().database();
     let url = cluster().database_url(&database);
-    let missing = Store::open_existing(&url).err().unwrap().to_string();
+    let missing = Store::open(&url, Mode::Existing).err().unwrap().to_string();
     assert!(missing.contains("no order database"), "{missing}");
     let taken = cluster().psql(&database, "CREATE SCHEMA order_service");
     assert!(taken.status.success());
