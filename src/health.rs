@@ -124,7 +124,7 @@ mod tests {
                 next_pass_at: Some(pass_at),
                 ..ReconcilerState::default()
             };
-            store.write_heartbeat(&lead, heartbeat).await.unwrap();
+            lead.write_heartbeat(heartbeat).await.unwrap();
         };
         let now = SystemClock.now();
         write(Timestamp(now.0 - 3_600_000)).await;

@@ -152,8 +152,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn begin_run(&mut self) -> anyhow::Result<()> {
         self.requests.clear_polls();
         let now = self.context.clock.now();
-        let (store, lead) = (&self.context.store, &self.context.lead);
-        let clamped = store.clamp_times(lead, now).await;
+        let clamped = self.context.lead.clamp_times(now).await;
         clamped.context("moving back the moments of open orders failed")?;
         self.heartbeat.clamp_times(now);
         self.heartbeat.set_due();

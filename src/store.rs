@@ -1,8 +1,8 @@
 //! Durable orders, their journal and the reconciler's heartbeat.
 //!
 //! [`Store`] speaks of orders: it knows neither SQL nor files. Its methods for the reconciler are in
-//! `store/reconciling.rs`, leadership is in `store/leadership.rs`, the address of a database in
-//! `store/address.rs`, and the errors in `store/error.rs` and `store/open_error.rs`. The parts that all
+//! `store/reconciling.rs`, leadership and a leader's writes in `store/leadership.rs`, the address of a
+//! database in `store/address.rs`, and the errors in `store/error.rs` and `store/open_error.rs`. The parts that all
 //! engines share are beside it: the values that are written (`store/write.rs`, `store/transition.rs`)
 //! and returned (`store/answers.rs`), the queries (`store/queries.rs`), the columns that they read
 //! (`store/rows.rs`), the UPDATEs of orders (`store/update.rs`), the write queue (`store/queue.rs`), its

@@ -236,7 +236,7 @@ async fn record(store: &Store, changes: Vec<OrderChange>, now: Timestamp) -> any
             None => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     };
-    let recorded = store.record(&lead, changes, now).await?;
+    let recorded = lead.record(changes, now).await?;
     anyhow::ensure!(
         recorded.conflicts.is_empty(),
         "an order has another status than the last change gave it"

@@ -317,7 +317,7 @@ mod tests {
             let steps = [Transition::Adopted, Transition::Settled(Outcome::Failed)];
             let changes = steps.map(|transition| OrderChange { seq, transition });
             let lead = self.other.try_lead().await.unwrap().unwrap();
-            let recorded = self.other.record(&lead, changes.into(), Timestamp(2)).await;
+            let recorded = lead.record(changes.into(), Timestamp(2)).await;
             recorded.unwrap();
         }
 

@@ -91,7 +91,7 @@ impl<U, C> Context<U, C> {
     ) -> Result<(Recorded, Report), StoreError> {
         let logged = order_log::is_enabled().then(|| changes.clone());
         let mut report = Report::of(&changes);
-        let recorded = self.store.record(&self.lead, changes, now).await?;
+        let recorded = self.lead.record(changes, now).await?;
         report.conflicts = recorded.conflicts.len();
         for OrderChange { seq, transition } in logged.into_iter().flatten() {
             // Nothing was recorded of an order that had moved on.

@@ -89,8 +89,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let may_poll_at = next_pass_at.map(|at| at.max(pace.polls_allowed_from()));
         let paused_until = pace.breaker().kind_paused_until(RequestKind::LookUp, now);
         state.next_poll_at = paused_until.max(may_poll_at);
-        let (store, state) = (&context.store, state.clone());
-        store.write_heartbeat(&context.lead, state).await?;
+        context.lead.write_heartbeat(state.clone()).await?;
         *written_at = Some(now);
         Ok(())
     }

@@ -415,7 +415,7 @@ mod tests {
                 transition: transition.clone(),
             });
             let lead = store.try_lead().await.unwrap().unwrap();
-            let recorded = store.record(&lead, changes.collect(), Timestamp(1)).await;
+            let recorded = lead.record(changes.collect(), Timestamp(1)).await;
             recorded.unwrap();
             store.open_orders().await.unwrap()
         });

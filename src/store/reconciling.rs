@@ -1,66 +1,18 @@
-//! The store as the reconciler uses it: leadership, the orders that it works on, and the record of what it did.
+//! The store as the reconciler reads it: the orders that it works on, and its heartbeat. Its writes are in
+//! `store/leadership.rs`.
 
 use std::pin::pin;
 
 use futures_util::TryStreamExt;
 
-use super::leadership::Lock;
 use super::queries::{self, Read};
-use super::write::Write;
 use super::{
-    Cursor, Engine, Filter, LeadError, Leadership, NewOrders, OpenOrders, OrderChange, Recorded,
-    StartCandidate, Store, StoreError, call, read, sqlite,
+    Cursor, Engine, Filter, NewOrders, OpenOrders, StartCandidate, Store, StoreError, read, sqlite,
 };
 use crate::order::{Order, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
 impl Store {
-    /// Takes leadership unless another program has it. From then on a previous leader cannot record
-    /// anything.
-    pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
-        self.try_lead_once().await.map_err(|error| {
-            // The error follows from that.
-            let reason = call!(self.engine.retirement()).reason();
-            reason.map_or(error, LeadError::Open)
-        })
-    }
-
-    async fn try_lead_once(&self) -> Result<Option<Leadership>, LeadError> {
-        let lock = match &self.engine {
-            Engine::Sqlite(engine) => engine.try_lock_lead()?.map(Lock::Sqlite),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(engine) => engine.try_lock_lead().await?.map(Lock::Postgres),
-        };
-        let Some(lock) = lock else {
-            return Ok(None);
-        };
-        let epoch = self.queue().write(|reply| Write::Lead { reply }).await?;
-        Ok(Some(Leadership::new(epoch, lock)))
-    }
-
-    /// Records the reconciler's changes in one transaction. A change whose order is no longer in
-    /// the expected state has no effect and is counted as a conflict.
-    ///
-    /// # Errors
-    /// [`StoreError::Deposed`] if another reconciler has become leader.
-    pub async fn record(
-        &self,
-        lead: &Leadership,
-        mut changes: Vec<OrderChange>,
-        now: Timestamp,
-    ) -> Result<Recorded, StoreError> {
-        // Key order: neighbours share pages. The sort is stable, so an adoption stays before its
-        // outcome.
-        changes.sort_by_key(|change| change.seq);
-        let write = |reply| Write::Record {
-            epoch: lead.epoch,
-            changes,
-            now,
-            reply,
-        };
-        lead.note_loss(self.queue().write(write).await)
-    }
-
     /// Returns the oldest open order after sequence number `after`.
     pub async fn next_open(&self, after: i64) -> Result<Option<Order>, StoreError> {
         let open = Filter {
@@ -75,20 +27,6 @@ impl Store {
     /// Returns the reconciler's last heartbeat.
     pub async fn heartbeat(&self) -> Result<ReconcilerState, StoreError> {
         read!(self, Statement, heartbeat())
-    }
-
-    /// Replaces the reconciler's heartbeat.
-    pub async fn write_heartbeat(
-        &self,
-        lead: &Leadership,
-        heartbeat: ReconcilerState,
-    ) -> Result<(), StoreError> {
-        let write = |reply| Write::Heartbeat {
-            epoch: lead.epoch,
-            heartbeat: Box::new(heartbeat),
-            reply,
-        };
-        lead.note_loss(self.queue().write(write).await)
     }
 
     /// Subscribes to the creation of orders newer than the newest existing one, by this or any
@@ -132,30 +70,6 @@ impl Store {
             Statement,
             startable(now, max_starts, has_failed, after, limit)
         )
-    }
-
-    /// Clamps times of open orders that lie ahead of the clock: past events to `now`, and the next
-    /// attempt to at most the longest backoff from `now`. Works in batches, so that other writers
-    /// are not blocked for long.
-    pub async fn clamp_times(&self, lead: &Leadership, now: Timestamp) -> Result<(), StoreError> {
-        for status in [Status::Created, Status::Processing] {
-            let mut after = 0;
-            loop {
-                let seqs = read!(self, Statement, with_times_ahead(status, after, now))?;
-                let Some(last) = seqs.last() else {
-                    break;
-                };
-                after = *last;
-                let write = |reply| Write::ClampTimes {
-                    epoch: lead.epoch,
-                    seqs,
-                    now,
-                    reply,
-                };
-                lead.note_loss(self.queue().write(write).await)?;
-            }
-        }
-        Ok(())
     }
 
     /// Returns the sequence number of the newest order; 0 if there is none.

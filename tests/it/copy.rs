@@ -116,7 +116,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
             .into_iter()
             .map(|transition| OrderChange { seq, transition });
         let now = Timestamp(1_999_999_999_000 + seq);
-        store.record(&lead, changes.collect(), now).await.unwrap();
+        lead.record(changes.collect(), now).await.unwrap();
     }
     let before = Timestamp(1_999_999_999_006);
     let pruned = store
@@ -134,7 +134,7 @@ async fn filled(engines: [Engine; 2]) -> (TestEnvironment, [String; 2]) {
     };
     heartbeat.metrics =
         serde_json::from_value(serde_json::to_value(&heartbeat.metrics).unwrap()).unwrap();
-    store.write_heartbeat(&lead, heartbeat).await.unwrap();
+    lead.write_heartbeat(heartbeat).await.unwrap();
     store.checkpoint().await;
     (env, urls)
 }

@@ -303,7 +303,7 @@ pub async fn record(
         .map(|(seq, transition)| OrderChange { seq, transition })
         .collect();
     let count = changes.len();
-    let recorded = store.record(&lead(store).await, changes, at).await.unwrap();
+    let recorded = lead(store).await.record(changes, at).await.unwrap();
     assert_eq!(recorded.changed, count, "{recorded:?}");
 }
 
@@ -351,7 +351,7 @@ pub fn orders(store: &Store, filter: Filter) -> Vec<Order> {
 /// Writes a heartbeat as a leader.
 pub async fn write_heartbeat(store: &Store, heartbeat: ReconcilerState) {
     let lead = lead(store).await;
-    store.write_heartbeat(&lead, heartbeat).await.unwrap();
+    lead.write_heartbeat(heartbeat).await.unwrap();
 }
 
 /// Takes leadership of a database, as after a crash of the last leader.

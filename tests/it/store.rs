@@ -114,10 +114,8 @@ async fn record(store: &Store, seq: i64, steps: Vec<Transition>, at: i64) -> (us
         .into_iter()
         .map(|transition| OrderChange { seq, transition })
         .collect();
-    let recorded = store
-        .record(&lead(store).await, changes, Timestamp(at))
-        .await
-        .unwrap();
+    let lead = lead(store).await;
+    let recorded = lead.record(changes, Timestamp(at)).await.unwrap();
     (recorded.changed, recorded.conflicts.len())
 }
 
@@ -321,21 +319,19 @@ async fn a_deposed_leader_records_nothing() {
     // Until there is another lock, it still leads.
     assert_eq!(deposed.loss(), None);
     let lead = second.try_lead().await.unwrap().unwrap();
-    assert_deposed([first, second], [&deposed, &lead], seq).await;
+    assert_deposed(first, [&deposed, &lead], seq).await;
 }
 
 /// Checks that a deposed leader records nothing, and that its successor does.
-async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leadership; 2], seq: i64) {
+async fn assert_deposed(store: &Store, [deposed, lead]: [&Leadership; 2], seq: i64) {
     let adopt = || {
         let transition = Transition::Adopted;
         vec![OrderChange { seq, transition }]
     };
-    let before = journal(first).await;
+    let before = journal(store).await;
     let refused = [
-        first.record(deposed, adopt(), Timestamp(2)).await.map(drop),
-        first
-            .write_heartbeat(deposed, ReconcilerState::default())
-            .await,
+        deposed.record(adopt(), Timestamp(2)).await.map(drop),
+        deposed.write_heartbeat(ReconcilerState::default()).await,
     ];
     for refused in refused {
         assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
@@ -346,8 +342,8 @@ async fn assert_deposed([first, second]: [&Store; 2], [deposed, lead]: [&Leaders
         said.contains("moved to another database"),
         "a copy deposes too: {said}"
     );
-    assert_eq!(journal(first).await, before);
-    let recorded = second.record(lead, adopt(), Timestamp(3)).await.unwrap();
+    assert_eq!(journal(store).await, before);
+    let recorded = lead.record(adopt(), Timestamp(3)).await.unwrap();
     assert_eq!(recorded.changed, 1, "the deposed leader changed nothing");
     assert_eq!(lead.loss(), None);
 }

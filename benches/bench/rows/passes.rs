@@ -125,7 +125,7 @@ fn learn_a_fast_upstream(database: &Path) -> anyhow::Result<()> {
     runtime.block_on(async {
         let lead = store.try_lead().await?;
         let lead = lead.context("another reconciler leads")?;
-        store.write_heartbeat(&lead, heartbeat).await?;
+        lead.write_heartbeat(heartbeat).await?;
         Ok(())
     })
 }

@@ -80,7 +80,7 @@ impl Environment {
     /// Records changes, and checks that none conflicts.
     pub fn record(&self, lead: &Leadership, changes: Vec<OrderChange>) {
         let all = changes.len();
-        let recorded = self.wait_for(self.store.record(lead, changes, NOW));
+        let recorded = self.wait_for(lead.record(changes, NOW));
         let recorded = recorded.expect("the database can be written");
         assert_eq!(recorded.changed, all);
     }

@@ -2,7 +2,6 @@
 //! connection ends. It is tried, never waited for: a session that waits holds a snapshot, which would
 //! keep vacuum from its work.
 
-use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
@@ -18,12 +17,6 @@ impl LeaderLock {
     /// Returns whether the connection has ended, after which another reconciler may lead.
     pub fn is_lost(&self) -> bool {
         self.0.is_closed()
-    }
-}
-
-impl fmt::Debug for LeaderLock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("LeaderLock")
     }
 }
 

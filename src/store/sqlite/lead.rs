@@ -9,7 +9,6 @@ use super::file::{Identity, LEADER_LOCK, lock_error, lock_file, with_suffix};
 use crate::store::OpenError;
 
 /// The leader's lock. The operating system releases it when the program ends, for whatever reason.
-#[derive(Debug)]
 pub(in crate::store) struct LeaderLock {
     file: File,
     path: PathBuf,

@@ -109,7 +109,7 @@ async fn a_single_run_exits_once_the_orders_have_moved() {
         let transition = Transition::Intended { previous: None };
         let lead = lead(&store).await;
         let changes = vec![OrderChange { seq, transition }];
-        store.record(&lead, changes, now).await.unwrap();
+        lead.record(changes, now).await.unwrap();
         drop((lead, store));
         let arguments = ["--once", "--database-url", &from];
         let settings = ["--request-timeout", "60s", "--order-process-url"];

@@ -78,6 +78,7 @@ const NOT_COMPARED: [(&str, &str); 5] = [
 fn every_method_of_the_store_is_compared() {
     let store = concat!(
         include_str!("../../../src/store.rs"),
+        include_str!("../../../src/store/leadership.rs"),
         include_str!("../../../src/store/reconciling.rs")
     );
     let methods = store.lines().filter_map(|line| {
@@ -200,12 +201,8 @@ impl<'a> EnginePair<'a> {
                 let changes: Vec<_> = (0..self.random.usize(0..8))
                     .map(|_| self.change())
                     .collect();
-                let (stores, leads) = (self.leading(), &self.leads);
-                compare!(self, |engine| stores[engine].record(
-                    &leads[engine],
-                    changes.clone(),
-                    now
-                ));
+                let leads = &self.leads;
+                compare!(self, |engine| leads[engine].record(changes.clone(), now));
             }
             20..=23 => {
                 let resolution = match self.random.bool() {
@@ -227,25 +224,19 @@ impl<'a> EnginePair<'a> {
             }
             26..=27 => {
                 let heartbeat = self.heartbeat();
-                let (leading, leads) = (self.leading(), &self.leads);
-                compare!(self, |engine| leading[engine]
-                    .write_heartbeat(&leads[engine], heartbeat.clone()));
+                let leads = &self.leads;
+                compare!(self, |engine| leads[engine]
+                    .write_heartbeat(heartbeat.clone()));
                 compare!(self, |engine| stores[engine].heartbeat());
             }
             28..=29 => {
-                let (stores, leads) = (self.leading(), &self.leads);
-                compare!(self, |engine| stores[engine]
-                    .clamp_times(&leads[engine], now));
+                let leads = &self.leads;
+                compare!(self, |engine| leads[engine].clamp_times(now));
             }
             30..=31 => compare!(self, |engine| stores[engine].check_writable(now)),
             _ => self.elect().await,
         }
         self.read(&id).await;
-    }
-
-    /// Returns the stores of the program that leads.
-    fn leading(&self) -> [&'a Store; 2] {
-        self.programs.map(|programs| programs[self.leader])
     }
 
     /// Makes the program that does not lead try to lead, which succeeds if the other one gives up the lead
@@ -257,14 +248,9 @@ impl<'a> EnginePair<'a> {
             0 => {
                 self.on_sqlite.break_lock();
                 postgres::break_lock(self.database);
-                let deposed = self.leading();
                 let leads = self.follow(follower).await;
                 let (changes, now) = (vec![self.change()], Timestamp(self.now));
-                compare!(self, |engine| deposed[engine].record(
-                    &leads[engine],
-                    changes.clone(),
-                    now
-                ));
+                compare!(self, |engine| leads[engine].record(changes.clone(), now));
                 assert_eq!(leads[0].loss(), leads[1].loss(), "seed {}", self.seed);
             }
             1..=3 => {

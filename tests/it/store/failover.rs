@@ -247,7 +247,7 @@ async fn changes_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() 
             let changes = changes.map(|(seq, transition)| OrderChange { seq, transition });
             let cut = proxy.cut();
             proxy.set(fault);
-            let recorded = store.record(&lead, changes.collect(), Timestamp(number));
+            let recorded = lead.record(changes.collect(), Timestamp(number));
             let heal = async {
                 while fault != Fault::Open && proxy.cut() == cut {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -276,7 +276,7 @@ async fn changes_that_reach_the_server_after_their_repetition_have_no_effect() {
     let lead = store.try_lead().await.unwrap().unwrap();
     let record = async |transition| {
         let changes = vec![OrderChange { seq, transition }];
-        let recorded = store.record(&lead, changes, Timestamp(2)).await.unwrap();
+        let recorded = lead.record(changes, Timestamp(2)).await.unwrap();
         assert_eq!(recorded.changed, 1);
     };
     let counted = |is_counted| Transition::Counted {

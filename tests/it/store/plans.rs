@@ -55,7 +55,7 @@ async fn every_statement_has_one_plan_that_indexes_serve() {
             upstream,
             ..ReconcilerState::default()
         };
-        store.write_heartbeat(&lead, heartbeat).await.unwrap();
+        lead.write_heartbeat(heartbeat).await.unwrap();
         read_with_each_filter(store).await;
     }
     let sent = cluster().logged(&database);

@@ -239,7 +239,7 @@ async fn a_leader_whose_connection_has_ended_records_nothing_once_another_leads(
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    assert_deposed([&store, &other], [&deposed, &lead], seq).await;
+    assert_deposed(&store, [&deposed, &lead], seq).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,7 +267,7 @@ async fn a_write_of_the_last_epoch_is_refused_beside_the_begin_of_the_next() {
     });
     let transition = Transition::Intended { previous: None };
     let changes = vec![OrderChange { seq, transition }];
-    let recorded = tokio::spawn(async move { store.record(&deposed, changes, Timestamp(3)).await });
+    let recorded = tokio::spawn(async move { deposed.record(changes, Timestamp(3)).await });
     short().await;
     release(&database, holder);
     let begun = Instant::now();

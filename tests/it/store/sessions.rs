@@ -137,7 +137,7 @@ async fn a_nul_in_a_text_fails_only_its_own_write() {
         }),
     };
     let (refused, created) = tokio::join!(
-        store.record(&lead, vec![flagged], Timestamp(2)),
+        lead.record(vec![flagged], Timestamp(2)),
         create(&store, "a2", 2)
     );
     assert!(
@@ -214,7 +214,7 @@ async fn changes_of_orders_are_sent_with_their_commit() {
     let recorded = tokio::spawn(async move {
         let transition = Transition::Intended { previous: None };
         let changes = vec![OrderChange { seq, transition }];
-        store.record(&lead, changes, Timestamp(2)).await
+        lead.record(changes, Timestamp(2)).await
     });
     primary.wait_for("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'transactionid'");
     // From here on the server receives nothing more.
