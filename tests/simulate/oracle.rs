@@ -30,6 +30,8 @@ struct OrderFacts {
     /// Set if a complete answer lacked a process that was known before, and that even a read which lags
     /// by one request timeout would have found.
     was_absent: bool,
+    /// Set if an answer after its last start showed a process of an earlier incarnation.
+    is_seen_late: bool,
     /// Begin of the last look-up of this order that found no process.
     absent_by_look_up_at: Option<Timestamp>,
     restart_requested: bool,
@@ -156,6 +158,7 @@ impl Oracle {
             sent_at: now,
             given_up_at: None,
         });
+        order.is_seen_late = false;
     }
 
     pub fn on_start_answered(&mut self, id: &str, result: &Result<(), StartError>, now: Timestamp) {
@@ -193,8 +196,8 @@ impl Oracle {
         match observed {
             Observed::Absent => {
                 let confirmed_at = order.confirmed_at.map(|at| at.after(timeout));
-                let known_at = order.seen_at.map(|at| Some(at).max(confirmed_at));
-                order.was_absent |= known_at.is_some_and(|known_at| Some(began_at) >= known_at);
+                let known_at = confirmed_at.or(order.seen_at);
+                order.was_absent |= known_at.is_some_and(|known_at| began_at >= known_at);
                 if is_look_up {
                     order.absent_by_look_up_at = Some(began_at);
                 }
@@ -211,6 +214,7 @@ impl Oracle {
         }
         if *observed != Observed::Absent {
             order.was_observed = true;
+            order.is_seen_late |= !self.with_process.contains(id);
             order.seen_at = order.seen_at.max(Some(began_at));
         }
         // A poll that began before a start was sent is no evidence about it.
@@ -290,7 +294,10 @@ impl Oracle {
                     policy == "restart" || order.restart_requested,
                     "{id}: {reason} by {policy}"
                 );
-                assert!(order.accepted > 1, "{id} was not accepted again: {order:?}");
+                assert!(
+                    order.accepted > 1 || order.is_seen_late,
+                    "{id} was not accepted again: {order:?}"
+                );
             }
             "failed_by_policy" => {
                 assert_eq!(policy, "fail", "{id}");
