@@ -1,7 +1,8 @@
 //! The requests in flight, over as many passes as they take, and their answers.
 //!
-//! While an order has a start or a look-up in flight, nothing else is decided about it: polls and starts
-//! leave it out. No pass waits long for one answer, and the first pass after it takes it.
+//! While an order has a start in flight, nothing else is decided about it. One with a look-up in flight is
+//! neither looked up again nor started, but a list decides about it, too. No pass waits long for one answer,
+//! and the first pass after it takes it.
 
 use std::cell::RefCell;
 use std::collections::{HashSet, VecDeque};

@@ -78,7 +78,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let Some((_, mut answer)) = self.requests.lists.take(|_| true) else {
             return Ok(Report::default());
         };
-        let (orders, others_running) = self.idle_orders(answer.began_at).await?;
+        let (orders, others_running) = self.orders_to_poll(answer.began_at).await?;
         answer.snapshot = answer.snapshot.for_open_orders(&answer.orders, &orders);
         answer.orders = orders;
         self.on_list(answer, others_running, stop).await

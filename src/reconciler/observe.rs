@@ -30,7 +30,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
         let (orders, others_running) = match has_work {
-            true => self.idle_orders(began_at).await?,
+            true => self.orders_to_poll(began_at).await?,
             false => Default::default(),
         };
         let is_schedule_frequent = self.is_schedule_frequent(began_at);

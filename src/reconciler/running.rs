@@ -10,17 +10,17 @@ use crate::store::{OpenOrders, StoreError};
 use crate::upstream::Upstream;
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
-    /// Returns the open orders without a request in flight, and the number of processes of the others that
+    /// Returns the open orders that are not being started, and the number of processes of the others that
     /// run.
-    pub(super) async fn idle_orders(
+    pub(super) async fn orders_to_poll(
         &self,
         now: Timestamp,
     ) -> Result<(OpenOrders, u64), StoreError> {
         let orders = self.context.store.open_orders().await?;
         let targets = orders.targets().iter().enumerate();
-        let idle = targets.filter(|(_, order)| !self.requests.contains(order.seq));
-        let idle: Vec<usize> = idle.map(|(index, _)| index).collect();
-        Ok(self.split(orders, &idle, now))
+        let to_poll = targets.filter(|(_, order)| !self.requests.for_starts.contains(order.seq));
+        let to_poll: Vec<usize> = to_poll.map(|(index, _)| index).collect();
+        Ok(self.split(orders, &to_poll, now))
     }
 
     /// Splits orders: returns those at these indexes, which are ascending, and the number of processes of the

@@ -57,6 +57,8 @@ pub(super) struct InMemory {
     pub(super) look_up_ms: Rc<Cell<i64>>,
     /// Orders whose look-ups are lost.
     pub(super) lost: Rc<RefCell<Vec<String>>>,
+    /// The order whose look-ups have no answer until this is `None`.
+    pub(super) unanswered: Rc<RefCell<Option<&'static str>>>,
     /// Lag of reads, in milliseconds, and the start of each process.
     pub(super) lag: Rc<Cell<i64>>,
     began: Rc<RefCell<HashMap<String, Timestamp>>>,
@@ -79,6 +81,7 @@ impl InMemory {
             throttled: Rc::default(),
             look_up_ms: Rc::default(),
             lost: Rc::default(),
+            unanswered: Rc::default(),
             lag: Rc::default(),
             began: Rc::default(),
             other: Rc::default(),
@@ -262,6 +265,9 @@ impl Upstream for InMemory {
 
     async fn look_up(&self, id: &OrderId) -> Result<Observed, Failure> {
         self.request(format!("look_up {id}"));
+        while *self.unanswered.borrow() == Some(id.as_str()) {
+            tokio::task::yield_now().await;
+        }
         let answered_at = self.clock.now().0 + self.look_up_ms.get();
         self.clock.set(Timestamp(answered_at));
         if let Some((_, failure)) = self.throttling(id) {

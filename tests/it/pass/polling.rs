@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use order_service::pace::{Durations, UpstreamState};
+use order_service::simulator::model::Model;
 
 use super::*;
 
@@ -321,4 +322,29 @@ fn an_order_whose_look_ups_alone_fail_is_observed_by_a_list() {
         let lists = requests.iter().filter(|request| *request == "list").count();
         assert!((1..=10).contains(&lists), "{orders}: {lists}");
     }
+}
+
+#[test]
+fn a_list_settles_an_order_whose_look_up_has_no_answer() {
+    let mut harness = Harness::new(20);
+    harness.settings.max_in_flight = 4;
+    harness.create_many(50);
+    let mut reconciler = harness.reconciler();
+    pass(&mut reconciler);
+    harness.forward(1_000);
+    // Each is looked up. The others take ten seconds.
+    harness.upstream.list_fault.set(Some(Fault::Contradictory));
+    harness.upstream.look_up_ms.set(210);
+    *harness.upstream.unanswered.borrow_mut() = Some("a3");
+    pass(&mut reconciler);
+    harness.forward(20_000);
+    harness.upstream.list_fault.set(None);
+    pass(&mut reconciler);
+    assert!(harness.has_settled_all());
+    // The upstream forgets, and answers.
+    harness.upstream.model.replace(Model::new(20));
+    harness.upstream.unanswered.take();
+    passes(&harness, &mut reconciler, 60);
+    assert_eq!(harness.upstream.starts_of("a3"), 1);
+    assert_eq!(harness.reason("a3"), None);
 }
