@@ -5,7 +5,7 @@
 use super::OrderDetails;
 use crate::decide::{Intent, OpenOrder, Phase, is_in_doubt};
 use crate::messages::{clean, lasting, past, span, throttling};
-use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
+use crate::order::{Attention, Order, Reason, ResolvedBy, Rfc3339, Timestamp};
 use crate::pace::UpstreamState;
 
 impl OrderDetails {
@@ -66,11 +66,12 @@ impl OrderDetails {
 
     /// Returns the kind of request that the order waits for and the upstream throttles.
     pub(super) fn throttled(&self, now: Timestamp) -> Option<&'static str> {
-        let throttling = &self.reconciler.learned.throttling;
-        match self.order.status {
-            Status::Created => throttling.starts(now).map(|_| "starts"),
-            _ => throttling.polls(now).map(|_| "polls"),
-        }
+        let (open, throttling) = (self.open?, &self.reconciler.learned.throttling);
+        let may_have_process = open.phase != Phase::Created || open.intent.is_some();
+        let polls = throttling.polls(now).filter(|_| may_have_process);
+        let starts = throttling.starts(now);
+        let starts = starts.filter(|_| !may_have_process || open.is_lost());
+        polls.map(|_| "polls").or(starts.map(|_| "starts"))
     }
 
     /// Returns sentences about the upstream and the reconciler, as they were last observed.
@@ -187,9 +188,9 @@ impl OrderDetails {
             Reason::UpstreamUnreachable if self.open.is_some_and(|open| open.intent.is_some()) => {
                 format!("No start of it has been confirmed {lasting}: {detail}.")
             }
-            Reason::UpstreamUnreachable => format!(
-                "The upstream has given no usable answer about this order {lasting}: {detail}."
-            ),
+            Reason::UpstreamUnreachable => {
+                format!("Requests about this order have failed {lasting}: {detail}.")
+            }
             Reason::UnknownStatus => format!(
                 "The upstream has answered {lasting} with a status that is not known here: {detail}. \
                  It may mean success or failure."

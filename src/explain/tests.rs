@@ -324,7 +324,7 @@ fn each_attention_has_its_own_sentences_and_says_what_to_do() {
     check(
         &troubled(processing(), UpstreamUnreachable, "HTTP 500", 1),
         &[
-            "has given no usable answer about this order for 12 s",
+            "Requests about this order have failed for 12 s",
             "One attempt has failed.",
             "It is looked up again, in 40 s",
             "in the upstream's log",

@@ -2,6 +2,7 @@
 //! outage.
 
 use super::*;
+use crate::decide::Intent;
 
 #[test]
 fn an_order_that_waits_for_processes_to_end_has_no_expected_wait() {
@@ -104,6 +105,28 @@ fn requests_that_are_answered_429_are_the_reason_and_no_wait_is_expected() {
     let failed = troubled(created(), Reason::UpstreamUnreachable, "it answered 429", 5);
     let advice = "The upstream answers all such requests with 429.";
     check(&throttled(failed, "starts"), &[advice]);
+    let mut forgotten = troubled(
+        processing(),
+        Reason::UpstreamUnreachable,
+        "it answered 429",
+        5,
+    );
+    open(&mut forgotten).phase = Phase::Processing {
+        confirmed_at: ago(20),
+        missed_at: Some(ago(15)),
+    };
+    check(&throttled(forgotten, "starts"), &[advice]);
+    let mut in_doubt = troubled(created(), Reason::UpstreamUnreachable, "it answered 503", 1);
+    open(&mut in_doubt).intent = Some(Intent {
+        written_at: ago(13),
+        given_up_at: Some(ago(12)),
+        answer_status: Some(503),
+    });
+    check(
+        &throttled(in_doubt.clone(), "starts"),
+        &["its requests are repeated with backoff"],
+    );
+    check(&throttled(in_doubt, "polls"), &[advice]);
 }
 
 #[test]
