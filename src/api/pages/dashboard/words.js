@@ -72,8 +72,8 @@ export function verdict(stats) {
   if (reconciler.status === "none") return { level: "bad", words: "No reconciler runs" };
   if (reconciler.status === "overdue") return { level: "bad", words: "The reconciler has stopped" };
   if (upstream.status === "down") return { level: "bad", words: "The upstream is down" };
-  if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} an operator` };
   if (upstream.status === "up" && upstream.detail) return { level: "warn", words: "The upstream throttles requests" };
+  if (operator > 0) return { level: "warn", words: `${counted(operator, "order needs", "orders need")} an operator` };
   if (stats.attention.upstream_unreachable > 0) return { level: "warn", words: "The upstream answers for some orders only" };
   if (upstream.status === "unknown") return { level: "good", words: "Not known yet whether the upstream answers" };
   // Without a number: a new one would be announced every two seconds.
