@@ -69,6 +69,8 @@ pub struct Reconciler<U, C> {
     heartbeat: HeartbeatWriter,
     /// Beginning of the last poll.
     polled_at: Option<Timestamp>,
+    /// Set if that poll has ended, and has tried each order that was due.
+    has_polled_all: bool,
     /// Moment from which on this pass sends no more look-ups.
     polls_until: Timestamp,
     queue: StartQueue,
@@ -111,6 +113,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             pace,
             heartbeat: HeartbeatWriter::new(state),
             polled_at: None,
+            has_polled_all: false,
             polls_until: now,
             queue: StartQueue::default(),
             requests: Rc::default(),

@@ -41,7 +41,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ) {
         let (now, requests) = (self.context.clock.now(), self.requests.clone());
         waiting.retain(|&index| {
-            let is_in_flight = requests.contains(observations.orders.targets()[index].seq);
+            let is_in_flight = requests
+                .look_ups
+                .contains(observations.orders.targets()[index].seq);
             !is_in_flight && observations.is_unobserved(index, now)
         });
         // Begin at another order each time, so that none is left out for ever.
@@ -49,7 +51,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         waiting.rotate_left(from);
         if waiting.len() > limit && !self.is_once {
             waiting.truncate(limit);
-            observations.is_complete = false;
+            observations.is_each_tried = false;
         }
         // Those that fail again and again, or have no answer, come last, but not each time.
         if from.is_multiple_of(2) {
@@ -85,7 +87,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 break;
             }
         }
-        observations.is_complete &= waiting.next().is_none() && sent.is_empty();
+        observations.is_each_tried &= waiting.next().is_none() && sent.is_empty();
     }
 
     /// Returns whether one more look-up of a poll may be sent now.

@@ -22,8 +22,10 @@ pub(super) struct Observations {
     pub looked_up: HashMap<usize, Observation>,
     /// The orders whose own look-up failed.
     pub failures: Vec<(usize, Failure)>,
-    /// Cleared if a list was not complete, or an order that was due was not observed.
+    /// Cleared if the list or a look-up failed.
     pub is_complete: bool,
+    /// Cleared if an order that was due and was to be looked up was not.
+    pub is_each_tried: bool,
     /// Set if a list was read, completely or not.
     pub is_listed: bool,
     /// Number of entries of a complete list.
@@ -45,6 +47,7 @@ impl Observations {
             failures: Vec::new(),
             unconfirmed: Vec::new(),
             is_complete: true,
+            is_each_tried: true,
             is_listed: false,
             entries: None,
             look_ups: 0,

@@ -29,6 +29,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn observe(&mut self, has_work: bool, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
+        self.has_polled_all = false;
         let (orders, others_running) = match has_work {
             true => self.orders_to_poll(began_at).await?,
             false => Default::default(),
@@ -69,13 +70,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             observed: observations.orders.len(),
             ..Report::default()
         };
-        if observations.is_complete && self.requests.look_ups.is_empty() {
+        let is_complete = observations.is_complete && observations.is_each_tried;
+        if is_complete && self.requests.look_ups.is_empty() {
             let last = &mut self.heartbeat.state.last_observed_at;
             *last = last.filter(|at| *at <= now).max(Some(began_at));
         }
         let occasion = self.note_forgotten(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
+        self.has_polled_all = observations.is_each_tried;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
         let decided = self.decide_all(&observations, occasion, began_at).await;
         if decided.is_ok() {

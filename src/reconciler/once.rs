@@ -36,7 +36,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             log::warn!("the upstream gave no usable answer {}", reconciler.reason());
             break Some(false);
         }
-        let is_done = !report.has_more && reconciler.has_polled_all();
+        let is_done = !report.has_more && reconciler.has_polled_all;
         if stop.requested.is_cancelled() && !is_done {
             break None;
         }
@@ -50,7 +50,7 @@ pub async fn run_once<U: Upstream, C: Clock>(
             }
             continue;
         }
-        if !reconciler.has_polled_all() {
+        if !reconciler.has_polled_all {
             log::warn!("the upstream left orders unpolled {}", reconciler.reason());
             break Some(false);
         }
@@ -83,11 +83,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     fn reason(&self) -> String {
         let failure = self.pace.breaker().last_failure();
         format!("reason={:?}", failure.unwrap_or("it asked for a pause"))
-    }
-
-    /// Returns whether the last poll observed every order that was due.
-    fn has_polled_all(&self) -> bool {
-        self.heartbeat.state.last_observed_at >= self.polled_at
     }
 
     /// Makes the next pass poll everything.

@@ -268,7 +268,7 @@ async fn once_is_not_held_up_by_an_order_whose_look_ups_fail_after_an_outage() {
     })
     .await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    orders.once(&upstream).await;
+    assert!(orders.once(&upstream).await, "each was tried");
     for id in ["a1", "a2"] {
         assert_eq!(orders.order(id).status, Status::Fulfilled);
     }
