@@ -1,13 +1,18 @@
 //! The checks that are SQLite's own: its pages, and its schema. The rules that all engines share are in
 //! `store/check.rs`.
 
-use rusqlite::{Connection, Row};
+use rusqlite::Connection;
 
 use super::open;
 use super::open_error::DAMAGED;
 use crate::store::Finding;
 use crate::store::check::{Check, Findings, SCHEMA};
 use crate::store::lines::BoxError;
+
+/// Query for the findings of SQLite: damaged pages, indexes that do not match their tables, rows that
+/// violate the schema.
+const PAGES: &str = "SELECT NULL, replace(integrity_check, char(10), ' ') FROM pragma_integrity_check \
+                     WHERE integrity_check <> 'ok'";
 
 /// Runs all checks.
 pub(super) fn check(db: &Connection, on_finding: &mut dyn FnMut(Finding)) {
@@ -16,21 +21,8 @@ pub(super) fn check(db: &Connection, on_finding: &mut dyn FnMut(Finding)) {
         unreadable: DAMAGED,
     };
     check.part("schema", SCHEMA, |found| schema(db, found));
-    check.part("pages", DAMAGED, |found| Ok(pages(db, found)?));
+    check.rule(db, "pages", DAMAGED, PAGES);
     check.everything(db);
-}
-
-fn each(
-    db: &Connection,
-    sql: &str,
-    mut row: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let mut query = db.prepare(sql)?;
-    let mut rows = query.query([])?;
-    while let Some(next) = rows.next()? {
-        row(next)?;
-    }
-    Ok(())
 }
 
 /// Reports tables and indexes that differ from those of the migrations up to the file's format. A query
@@ -40,12 +32,9 @@ fn schema(db: &Connection, found: &mut Findings<'_>) -> Result<(), BoxError> {
     const SCHEMA_OF: &str =
         "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name";
     let read = |db: &Connection| -> rusqlite::Result<Vec<(String, String)>> {
-        let mut schema = Vec::new();
-        each(db, SCHEMA_OF, |row| {
-            schema.push((row.get(0)?, row.get(1)?));
-            Ok(())
-        })?;
-        Ok(schema)
+        let mut query = db.prepare(SCHEMA_OF)?;
+        let schema = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        schema.collect()
     };
     // Another program may be migrating the file.
     let snapshot = db.unchecked_transaction()?;
@@ -71,16 +60,4 @@ fn schema(db: &Connection, found: &mut Findings<'_>) -> Result<(), BoxError> {
         }
     }
     Ok(())
-}
-
-/// Reports the findings of SQLite: damaged pages, indexes that do not match their tables, rows that
-/// violate the schema.
-fn pages(db: &Connection, found: &mut Findings<'_>) -> rusqlite::Result<()> {
-    each(db, "PRAGMA integrity_check", |row| {
-        let what: String = row.get(0)?;
-        if what != "ok" {
-            found.add(None, what.replace('\n', " "));
-        }
-        Ok(())
-    })
 }
