@@ -379,7 +379,7 @@ impl Store {
 
     /// Returns the clock by which orders are dated.
     pub fn clock(&self) -> DatabaseClock {
-        call!(self.engine.clock())
+        self.queue().clock()
     }
 
     /// Returns what a commit has reached once it is acknowledged.

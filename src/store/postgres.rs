@@ -58,7 +58,6 @@ use super::retirement::Retirement;
 use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
 use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
-use crate::clock::DatabaseClock;
 
 /// Number of connections that reads of one statement share, besides those of lookups.
 const SHARED_READERS: usize = 2;
@@ -266,10 +265,6 @@ impl Engine {
         let inner = &self.inner;
         let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
         Ok(Changes { own, others })
-    }
-
-    pub fn clock(&self) -> DatabaseClock {
-        self.inner.connector.clock().clone()
     }
 
     pub fn durability(&self) -> Durability {

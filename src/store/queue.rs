@@ -107,6 +107,11 @@ impl Queue {
         })
     }
 
+    /// Returns the clock by which orders are dated.
+    pub fn clock(&self) -> DatabaseClock {
+        self.state.clock.clone()
+    }
+
     /// Returns a receiver that changes at each commit from now on.
     pub fn commits(&self) -> watch::Receiver<()> {
         self.state.commits.subscribe()
@@ -118,14 +123,18 @@ impl Queue {
             Executor::Queue(queue) => queue.max_capacity() - queue.capacity(),
             Executor::Synchronous(..) => 0,
         };
-        self.state.counters.snapshot(waiting, QUEUE_MAX)
+        WriterStats {
+            waiting,
+            waiting_max: QUEUE_MAX,
+            ..self.state.stats().clone()
+        }
     }
 
     /// Executes a write, and returns its reply once it is on disk.
     pub async fn write<T>(&self, write: impl FnOnce(Reply<T>) -> Write) -> Result<T, StoreError> {
         let result = self.try_write(write).await;
         if let Err(error) = &result {
-            self.state.counters.on_failed(error);
+            self.state.on_failed(error);
         }
         result
     }

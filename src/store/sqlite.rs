@@ -59,7 +59,6 @@ use super::relocation::Purpose;
 use super::retirement::Retirement;
 use super::rows::order_view_of;
 use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
-use crate::clock::DatabaseClock;
 use crate::order::OrderId;
 
 impl From<rusqlite::Error> for StoreError {
@@ -196,10 +195,6 @@ impl Engine {
         if let Err(error) = self.inner.writer.checkpoint().await {
             log::debug!("the write-ahead log was not checkpointed: {error}");
         }
-    }
-
-    pub fn clock(&self) -> DatabaseClock {
-        DatabaseClock::default()
     }
 
     pub fn durability(&self) -> Durability {

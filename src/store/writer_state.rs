@@ -1,17 +1,22 @@
-//! The state of a program's writer that its callers share, and its log lines: each failure is logged once.
+//! The state of a program's writer that its callers share: its counters, and its log lines, of which each
+//! failure has one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::writer_stats::Counters;
-use crate::clock::DatabaseClock;
+use super::StoreError;
+use super::writer_stats::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, WriterStats};
+use crate::clock::{Clock, DatabaseClock};
 
 /// State shared by the writer and its callers.
 #[derive(Clone)]
 pub(super) struct WriterState {
-    pub counters: Counters,
+    /// Clock by which orders are dated, and the times of failures.
+    pub clock: DatabaseClock,
     pub commits: watch::Sender<()>,
+    stats: Arc<Mutex<WriterStats>>,
     /// Reason to log when a write is withdrawn.
     blocked_by: &'static str,
     /// Message of the last failure, so that consecutive equal failures are logged once.
@@ -21,11 +26,54 @@ pub(super) struct WriterState {
 impl WriterState {
     pub fn new(clock: DatabaseClock, blocked_by: &'static str) -> Self {
         Self {
-            counters: Counters::new(clock),
+            clock,
             commits: watch::Sender::new(()),
+            stats: Arc::default(),
             blocked_by,
             logged_failure: Arc::default(),
         }
+    }
+
+    /// Counts a commit of this many writes.
+    pub fn on_committed(&self, writes: usize, took: Duration) {
+        let mut stats = self.stats();
+        stats.commit_times.count_us(&COMMIT_TIME_BOUNDS_US, took);
+        stats.commit_sizes.count(&COMMIT_SIZE_BOUNDS, writes as u64);
+        if stats.failing_since.take().is_some() {
+            stats.succeeding_since = Some(self.clock.now());
+        }
+    }
+
+    /// Counts a wait for the numbering lock, in microseconds.
+    #[cfg(feature = "postgres")]
+    pub fn on_locked(&self, waited_us: i64) {
+        let waited = Duration::from_micros(waited_us.unsigned_abs());
+        let lock_waits = &mut self.stats().lock_waits;
+        lock_waits.count_us(&COMMIT_TIME_BOUNDS_US, waited);
+    }
+
+    /// Counts a write that failed or whose outcome is unknown.
+    pub fn on_failed(&self, error: &StoreError) {
+        let mut stats = self.stats();
+        match error {
+            // The database has worked as it should.
+            StoreError::Deposed => return,
+            // Other writes are executed meanwhile.
+            StoreError::Overloaded => {
+                stats.overloaded += 1;
+                return;
+            }
+            StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
+                stats.unwritable += 1;
+            }
+            StoreError::OutcomeUnknown => stats.unknown += 1,
+        }
+        stats.failing_since.get_or_insert_with(|| self.clock.now());
+    }
+
+    /// Returns the counters; the queue counts the writes that wait.
+    pub fn stats(&self) -> MutexGuard<'_, WriterStats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes the subscribers to commits, and logs that the database can be written again.

@@ -1,10 +1,5 @@
-//! Counters of this program's writer: its commits, and the writes that failed.
+//! Counters of this program's writer: its commits, and the writes that failed. `store/writer_state.rs` counts.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-
-use super::StoreError;
-use crate::clock::{Clock, DatabaseClock};
 use crate::histogram::Histogram;
 use crate::order::Timestamp;
 
@@ -41,76 +36,4 @@ pub struct WriterStats {
     pub failing_since: Option<Timestamp>,
     /// Time at which writes succeeded again; `None` if none had failed before.
     pub succeeding_since: Option<Timestamp>,
-}
-
-/// Shared counters behind [`WriterStats`], with the clock by which their times are taken.
-#[derive(Clone)]
-pub(super) struct Counters {
-    stats: Arc<Mutex<WriterStats>>,
-    clock: DatabaseClock,
-}
-
-impl Counters {
-    /// Returns counters by this clock.
-    pub fn new(clock: DatabaseClock) -> Self {
-        Self {
-            stats: Arc::default(),
-            clock,
-        }
-    }
-
-    /// Counts a commit of this many writes.
-    pub fn on_committed(&self, writes: usize, took: Duration) {
-        self.change(|stats| {
-            stats.commit_times.count_us(&COMMIT_TIME_BOUNDS_US, took);
-            stats.commit_sizes.count(&COMMIT_SIZE_BOUNDS, writes as u64);
-            if stats.failing_since.take().is_some() {
-                stats.succeeding_since = Some(self.clock.now());
-            }
-        });
-    }
-
-    /// Counts a wait for the numbering lock, in microseconds.
-    #[cfg(feature = "postgres")]
-    pub fn on_locked(&self, waited_us: i64) {
-        let waited = Duration::from_micros(waited_us.unsigned_abs());
-        self.change(|stats| stats.lock_waits.count_us(&COMMIT_TIME_BOUNDS_US, waited));
-    }
-
-    /// Counts a write that failed or whose outcome is unknown.
-    pub fn on_failed(&self, error: &StoreError) {
-        self.change(|stats| {
-            match error {
-                // The database has worked as it should.
-                StoreError::Deposed => return,
-                // Other writes are executed meanwhile.
-                StoreError::Overloaded => {
-                    stats.overloaded += 1;
-                    return;
-                }
-                StoreError::Unwritable(_) | StoreError::Unreadable(_) | StoreError::Gone(_) => {
-                    stats.unwritable += 1;
-                }
-                StoreError::OutcomeUnknown => stats.unknown += 1,
-            }
-            stats.failing_since.get_or_insert_with(|| self.clock.now());
-        });
-    }
-
-    /// Returns the counters, with the length and capacity of the queue.
-    pub fn snapshot(&self, waiting: usize, waiting_max: usize) -> WriterStats {
-        WriterStats {
-            waiting,
-            waiting_max,
-            ..self
-                .stats
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone()
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut WriterStats)) {
-        change(&mut self.stats.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }

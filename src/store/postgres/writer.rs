@@ -160,7 +160,7 @@ impl Writer {
                         self.possible_last_batches = vec![batch.number];
                     }
                     let count = batch.writes.len();
-                    self.state.counters.on_committed(count, wanted_at.elapsed());
+                    self.state.on_committed(count, wanted_at.elapsed());
                     self.finish(batch.writes);
                     return;
                 }
@@ -297,7 +297,7 @@ impl Writer {
     ) -> Result<(), Error> {
         let first = |step: usize| answers[step].first();
         if let Some(row) = lock.and_then(first) {
-            self.state.counters.on_locked(row.try_get(0)?);
+            self.state.on_locked(row.try_get(0)?);
         }
         for row in appended.iter().filter_map(|step| first(*step)) {
             let newest: Option<i64> = row.try_get(0)?;

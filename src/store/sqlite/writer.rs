@@ -47,9 +47,7 @@ impl Committer {
             Ok(()) => {
                 let result = self.apply(&mut batch);
                 if result.is_ok() {
-                    self.state
-                        .counters
-                        .on_committed(batch.len(), wanted_at.elapsed());
+                    self.state.on_committed(batch.len(), wanted_at.elapsed());
                 }
                 self.end();
                 self.finish(batch, result);
