@@ -232,8 +232,7 @@ pub async fn prune(args: PruneArgs) -> anyhow::Result<Exit> {
     };
     let removed = &mut pruning.removed;
     let is_done = prune::run(&store, settled_before, &stop.requested, removed, on_batch).await;
-    store.checkpoint().await;
-    pruning.free_bytes = store.free_bytes();
+    pruning.free_bytes = store.checkpoint().await;
     process::print(pruning);
     if !is_done? {
         bail!(PRUNING_INTERRUPTED);

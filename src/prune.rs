@@ -32,7 +32,7 @@ pub struct Pruning {
     /// True if they were removed, false for a dry run.
     pub is_done: bool,
     /// Free bytes in the file, which SQLite reuses; `None` for a dry run, and as
-    /// [`Store::free_bytes`] returns it.
+    /// [`Store::checkpoint`] returns it.
     pub free_bytes: Option<u64>,
 }
 

@@ -287,16 +287,6 @@ impl Store {
         Ok(Some((self.queue().write(write).await?, last)))
     }
 
-    /// Returns the bytes in the database file that are free for new rows; `None` where there is no file, or
-    /// if it cannot be read.
-    pub fn free_bytes(&self) -> Option<u64> {
-        match &self.engine {
-            Engine::Sqlite(engine) => engine.free_bytes().ok(),
-            #[cfg(feature = "postgres")]
-            Engine::Postgres(_) => None,
-        }
-    }
-
     /// Returns the counters of this program's writer and the length of its queue.
     pub fn writer_stats(&self) -> WriterStats {
         self.queue().stats()
@@ -315,9 +305,19 @@ impl Store {
     }
 
     /// Checkpoints the write-ahead log into the database file, for a program that is shutting down.
-    /// If that fails, the next program that opens the file does it.
-    pub async fn checkpoint(&self) {
-        call!(self.engine.checkpoint().await);
+    /// If that fails, the next program that opens the file does it. Returns the bytes in the file that are
+    /// free for new rows; `None` where there is no file, or after a failure.
+    pub async fn checkpoint(&self) -> Option<u64> {
+        match &self.engine {
+            Engine::Sqlite(engine) => {
+                let on_failure =
+                    |error: &_| log::debug!("the write-ahead log was not checkpointed: {error}");
+                engine.checkpoint().await.inspect_err(on_failure).ok()
+            }
+            // What is committed is on the server.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(_) => None,
+        }
     }
 
     /// Returns a cursor at the newest event.

@@ -274,9 +274,6 @@ impl Engine {
         }
     }
 
-    /// Does nothing: what is committed is on the server.
-    pub async fn checkpoint(&self) {}
-
     pub fn retirement(&self) -> &Retirement {
         self.inner.connector.retirement()
     }

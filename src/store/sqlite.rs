@@ -57,7 +57,7 @@ use super::queries::{self, Read};
 use super::queue::Queue;
 use super::relocation::Purpose;
 use super::retirement::Retirement;
-use super::rows::order_view_of;
+use super::rows::{Columns, order_view_of};
 use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
 use crate::order::OrderId;
 
@@ -171,10 +171,6 @@ impl Engine {
         Ok(list)
     }
 
-    pub fn free_bytes(&self) -> Result<u64, StoreError> {
-        self.read(Read::Statement, prune::free_bytes)
-    }
-
     /// Returns a description of the database; the size of a missing file is 0.
     pub async fn info(&self) -> DatabaseInfo {
         let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -189,12 +185,13 @@ impl Engine {
         }
     }
 
-    /// Checkpoints the write-ahead log into the database file. If that fails, the next program that
-    /// opens the file does it.
-    pub async fn checkpoint(&self) {
-        if let Err(error) = self.inner.writer.checkpoint().await {
-            log::debug!("the write-ahead log was not checkpointed: {error}");
-        }
+    pub async fn checkpoint(&self) -> Result<u64, StoreError> {
+        const FREE_BYTES: &str =
+            "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+        self.inner.writer.checkpoint().await?;
+        self.read(Read::Statement, |db| {
+            db.query_row(FREE_BYTES, [], |row| row.count(0))
+        })
     }
 
     pub fn durability(&self) -> Durability {

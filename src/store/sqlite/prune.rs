@@ -62,12 +62,3 @@ pub(super) fn prune(
         .execute(params_from_iter(values))?;
     Ok(removed)
 }
-
-/// Returns the bytes in the database file that are free for new rows.
-pub(super) fn free_bytes(db: &Connection) -> rusqlite::Result<u64> {
-    let read = |pragma| {
-        db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0))
-            .map(i64::unsigned_abs)
-    };
-    Ok(read("freelist_count")? * read("page_size")?)
-}
