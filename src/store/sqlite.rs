@@ -1,7 +1,7 @@
 //! Orders in one SQLite file.
 //!
 //! - Writes of this program go through one `writer`, on a thread of its own (`writer_thread`), which commits
-//!   many at once under the lock of `write_lock`. Parts of it are `journal`, `lead`, `operator`, `prune` and
+//!   many at once under the lock of `write_lock`. Parts of it are `lead`, `operator`, `prune` and
 //!   `times`; `write_error` classifies failures. `checkpoint` copies the write-ahead log into the database,
 //!   which `log_rescue` requests when a file is gone.
 //! - Reads use a small pool of connections. `database` runs the queries of all engines, `open_orders` reads the
@@ -16,7 +16,6 @@ mod commits;
 mod copy;
 mod database;
 mod file;
-mod journal;
 mod lead;
 mod lines;
 mod log_rescue;

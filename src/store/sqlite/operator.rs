@@ -3,7 +3,7 @@
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::journal::journal;
+use super::writer::journal;
 use crate::order::{EventReason, OrderId, Timestamp};
 use crate::store::rows::unresolved_of;
 use crate::store::{OperatorResult, Resolution};

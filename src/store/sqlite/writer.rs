@@ -2,6 +2,10 @@
 //!
 //! A change of an order and its journal entry, if it has one, are in the same transaction. The UPDATEs are
 //! in `store/update.rs`, the thread is in `writer_thread.rs`.
+//!
+//! Events are numbered without gaps in commit order: each number is the greatest so far plus one,
+//! assigned inside a write transaction, and these never overlap. A reader that has seen all events
+//! up to a cursor misses none by resuming from it, or gets an error (`store/cursor.rs`).
 
 use std::time::Instant;
 
@@ -11,7 +15,6 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpointer;
 use super::database::result;
-use super::journal::journal;
 use super::log_rescue::LogRescue;
 use super::open::{self, BUSY_TIMEOUT};
 use super::write_error::{Failure, own_fault};
@@ -214,6 +217,21 @@ fn record(db: &Connection, changes: &[OrderChange], now: Timestamp) -> rusqlite:
         }
     }
     Ok(recorded)
+}
+
+/// Inserts a journal entry.
+const INSERT_ENTRY: &str = "INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)";
+
+/// Appends to the journal.
+pub(super) fn journal(
+    db: &Connection,
+    order_seq: i64,
+    reason: EventReason,
+    now: Timestamp,
+) -> rusqlite::Result<()> {
+    db.prepare_cached(INSERT_ENTRY)?
+        .execute(params![order_seq, now.0, reason.as_str()])
+        .map(drop)
 }
 
 /// Makes a change. Returns true if it took effect.

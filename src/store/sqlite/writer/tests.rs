@@ -4,7 +4,6 @@ use std::fs::File;
 use std::time::Duration;
 
 use super::super::file::{WRITE_LOCK, lock_file};
-use super::super::journal::INSERT_ENTRY;
 use super::super::open;
 use super::*;
 use crate::order::{OrderId, Status, Timestamp};
