@@ -1,15 +1,15 @@
 //! Durable orders, their journal and the reconciler's heartbeat.
 //!
 //! [`Store`] speaks of orders: it knows neither SQL nor files. Its methods for the reconciler are in
-//! `store/reconciling.rs`, leadership and a leader's writes in `store/leadership.rs`, the address of a
-//! database in `store/address.rs`, and the errors in `store/error.rs` and `store/open_error.rs`. The parts that all
-//! engines share are beside it: the values that are written (`store/write.rs`, `store/transition.rs`)
-//! and returned (`store/answers.rs`), the queries (`store/queries.rs`), the columns that they read
-//! (`store/rows.rs`), the UPDATEs of orders (`store/update.rs`), the write queue (`store/queue.rs`), its
-//! mode (`store/mode.rs`), state (`store/writer_state.rs`) and counters (`store/writer_stats.rs`), the
-//! filters of order lists (`store/filter.rs`), the cursors of readers (`store/cursor.rs`), the open
-//! orders that a pass works on (`store/open_orders.rs`), the subscriptions to commits
-//! (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
+//! `store/reconciling.rs`, leadership and a leader's writes in `store/leadership.rs`, the address of a database
+//! in `store/address.rs`, and the errors in `store/error.rs` and `store/open_error.rs`. The parts that all
+//! engines share are beside it: the values that are written (`store/write.rs`, `store/transition.rs`) and
+//! returned (`store/answers.rs`), the queries (`store/queries.rs`), the columns that they read
+//! (`store/rows.rs`), the UPDATEs of orders (`store/update.rs`), the pruning of orders (`store/prune.rs`), the
+//! write queue (`store/queue.rs`), its mode (`store/mode.rs`), state (`store/writer_state.rs`) and counters
+//! (`store/writer_stats.rs`), the filters of order lists (`store/filter.rs`), the cursors of readers
+//! (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`), the subscriptions to
+//! commits (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
 //! backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which reads them as lines
 //! (`store/lines.rs`), copies (`store/copy.rs`, `store/relocation.rs`), and the end of the use of a database
 //! (`store/retirement.rs`). The engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature
@@ -30,6 +30,7 @@ mod open_error;
 mod open_orders;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod prune;
 mod queries;
 mod queue;
 mod read_only;

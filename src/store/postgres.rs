@@ -4,7 +4,7 @@
 //! callers, and lookups of orders share statements too (`lookups`); a read of several statements has a
 //! connection to itself.
 //! Writes go through one writer (`writer`), which commits many in one `batch`: `row_work` changes
-//! existing rows, `changes` has the reconciler's changes among them, and `prune` removes orders.
+//! existing rows, and `changes` has the reconciler's changes among them.
 //! `readers` repeats reads on new connections, `database` runs shared queries, and `dialect` translates them.
 //! `connect` opens sessions and checks their server, with `settings`, `schema` and `history`.
 //! `lead` elects the leader, and `listen` receives the commits of other programs.
@@ -23,7 +23,6 @@ mod lines;
 mod listen;
 mod lookups;
 mod open_error;
-mod prune;
 mod readers;
 mod row_work;
 mod schema;

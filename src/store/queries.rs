@@ -54,7 +54,7 @@ async fn one<D: Database, T: Send>(
 }
 
 /// Runs a query for numbers.
-async fn numbers<D: Database>(
+pub(super) async fn numbers<D: Database>(
     db: &D,
     sql: &str,
     values: &[Value<'_>],
@@ -314,9 +314,8 @@ pub(super) async fn newest_event<D: Database>(db: &D) -> Result<Cursor, D::Error
     Ok(histories.position(now.newest, &now))
 }
 
-/// Reads the totals of the pruned entries.
-pub(super) async fn base<D: Database>(db: &D) -> Result<JournalStats, D::Error> {
-    let sql = "SELECT history FROM pruned WHERE id = 1";
+/// Reads the totals of the pruned entries, by a statement that returns them.
+pub(super) async fn base<D: Database>(db: &D, sql: &str) -> Result<JournalStats, D::Error> {
     one(db, sql, &[], |row| {
         serde_json::from_str(row.word(0)?).map_err(|error| D::Row::invalid(0, error))
     })
@@ -346,7 +345,7 @@ pub(super) async fn update_stats<D: Database>(
     // The statistics contain the entries pruned up to the last entry that was added. If more were
     // pruned, or if they are empty, they are rebuilt from the totals of the pruned entries.
     if journal.last_pruned > history.last_seq() && rebuilt_at != Some(journal.pruned) {
-        history = base(db).await?;
+        history = base(db, "SELECT history FROM pruned WHERE id = 1").await?;
         rebuilt_at = Some(journal.pruned);
     }
     let sql = format!("SELECT {ENTRY} FROM journal WHERE seq > ?1 ORDER BY seq LIMIT ?2");

@@ -7,9 +7,9 @@ use std::fmt::Display;
 use serde::de::DeserializeOwned;
 
 use super::cursor::{Extent, History, Sequence};
-use super::{OperatorResult, OrderView, Outage, PruneCounts, StartCandidate};
+use super::{OrderView, Outage, PruneCounts, StartCandidate};
 use crate::decide::{Intent, LostProcess, OpenOrder, Phase};
-use crate::journal_stats::{JournalEntry, JournalStats};
+use crate::journal_stats::JournalEntry;
 use crate::order::{
     Attention, Event, EventReason, Order, OrderId, Reason, ResolvedBy, Status, Timestamp,
 };
@@ -97,6 +97,8 @@ pub(super) enum Value<'a> {
     Null,
     Integer(i64),
     Text(Cow<'a, str>),
+    /// Numbers for the condition that [`Database::among`] returns.
+    Numbers(&'a [i64]),
 }
 
 impl<'a> From<&'a str> for Value<'a> {
@@ -134,6 +136,10 @@ pub(super) trait Database {
 
     /// Returns the query for the first rows of SELECTs that are each in the order of `seq`.
     fn merged(selects: &[String], limit: &str) -> String;
+
+    /// Returns the end of a condition: that what is before it is one of the numbers of a placeholder. The
+    /// statement is the same for any numbers, because engines keep statements.
+    fn among(numbers: &str) -> String;
 }
 
 /// SQL expression over an order's columns: true if the order needs an operator. Refused starts, unknown
@@ -199,32 +205,6 @@ pub(super) const ENTRY: &str = "seq, at, reason, \
 
 /// Query for what was pruned so far, as [`prune_counts_of`] reads it.
 pub(super) const PRUNED: &str = "SELECT fulfilled, failed, entries FROM pruned WHERE id = 1";
-
-/// Statement that adds to what was pruned, with [`pruned_values`].
-pub(super) const ADD_TO_PRUNED: &str = "UPDATE pruned SET fulfilled = fulfilled + ?1, \
-     failed = failed + ?2, entries = entries + ?3, \
-     last_order_seq = CASE WHEN last_order_seq < ?4 THEN ?4 ELSE last_order_seq END, \
-     last_entry_seq = CASE WHEN last_entry_seq < ?5 THEN ?5 ELSE last_entry_seq END, \
-     history = ?6 WHERE id = 1";
-
-/// Returns the values of an addition to what was pruned: numbers, the greatest sequence numbers of orders
-/// and entries, and the statistics of all entries.
-pub(super) fn pruned_values(
-    counts: PruneCounts,
-    last_order: i64,
-    last_entry: i64,
-    history: &JournalStats,
-) -> serde_json::Result<[Value<'static>; 6]> {
-    let history = serde_json::to_string(history)?;
-    Ok([
-        Value::Integer(counts.fulfilled as i64),
-        Value::Integer(counts.failed as i64),
-        Value::Integer(counts.entries as i64),
-        Value::Integer(last_order),
-        Value::Integer(last_entry),
-        Value::Text(history.into()),
-    ])
-}
 
 /// Query for the histories, oldest first, as [`history_of`] reads them.
 pub(super) const HISTORIES: &str =
@@ -386,15 +366,6 @@ pub(super) fn history_of<R: Columns>(row: &R) -> Result<History, R::Error> {
         id: row.count(0)?,
         newest: [row.number(1)?, row.number(2)?],
         pruned: row.number(3)?,
-    })
-}
-
-/// Reads the status and the attention of an order that an operator's decision did not change.
-pub(super) fn unresolved_of<R: Columns>(row: &R) -> Result<OperatorResult, R::Error> {
-    let status = row.status(0)?;
-    Ok(match status.is_settled() {
-        true => OperatorResult::Settled(status),
-        false => OperatorResult::NothingToResolve(status, row.reason(1)?),
     })
 }
 

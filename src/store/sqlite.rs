@@ -1,9 +1,8 @@
 //! Orders in one SQLite file.
 //!
 //! - Writes of this program go through one `writer`, on a thread of its own (`writer_thread`), which commits
-//!   many at once under the lock of `write_lock`. Parts of it are `lead`, `operator`, `prune` and
-//!   `times`; `write_error` classifies failures. `checkpoint` copies the write-ahead log into the database,
-//!   which `log_rescue` requests when a file is gone.
+//!   many at once under the lock of `write_lock`; `write_error` classifies failures. `checkpoint` copies the
+//!   write-ahead log into the database, which `log_rescue` requests when a file is gone. `lead` elects the leader.
 //! - Reads use a small pool of connections. `database` runs the queries of all engines, `open_orders` reads the
 //!   orders to poll, `permits` limits reads on worker threads, `commits` detects commits of other programs.
 //! - `open` opens, checks and migrates a database, `file` knows its files, `open_error` says what is wrong.
@@ -22,13 +21,10 @@ mod log_rescue;
 mod open;
 mod open_error;
 mod open_orders;
-mod operator;
 mod permits;
 #[cfg(test)]
 mod plans;
-mod prune;
 mod read_only;
-mod times;
 mod write_error;
 mod write_lock;
 mod writer;

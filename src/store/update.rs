@@ -1,10 +1,13 @@
-//! Changes of orders as SQL: one conditional UPDATE for each kind of transition, which every engine runs.
-//!
-//! The texts name the members of [`Values`] as `:at`.
+//! Changes of orders as SQL, which every engine runs: one conditional UPDATE for each kind of transition, whose
+//! text names the members of [`Values`] as `:at`, and those of operators' decisions and of times.
 
-use super::{Resolution, Transition};
+use super::queries::numbers;
+use super::rows::Value::{Integer, Numbers};
+use super::rows::{Columns, Database};
+use super::{OperatorResult, Resolution, Transition};
 use crate::messages::PROCESS_LOST;
-use crate::order::{Reason, Status, Timestamp};
+use crate::order::{OrderId, Reason, Status, Timestamp};
+use crate::pace::BACKOFF_MAX;
 
 /// A conditional UPDATE of an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -207,15 +210,32 @@ impl Transition {
     }
 }
 
-/// Statement that clamps the times of an order, `?1`: past events to the moment `?2`, the next attempt to
+/// Clamps times of these open orders that lie ahead of the clock, because the clock was set back or because
+/// the database comes from a machine whose clock was ahead. The reconciler does it once, at the beginning of
+/// a run, so no other code has to handle them. The times in the journal stay as written.
+pub(super) async fn clamp<D: Database>(
+    db: &D,
+    seqs: &[i64],
+    now: Timestamp,
+) -> Result<(), D::Error> {
+    let sql = format!("{CLAMP_TIMES} {}", D::among("?1"));
+    let values = [
+        Numbers(seqs),
+        Integer(now.0),
+        Integer(now.after(BACKOFF_MAX).0),
+    ];
+    db.rows(&sql, &values, |_| Ok(())).await.map(drop)
+}
+
+/// Beginning of the statement that clamps times: past events to the moment `?2`, the next attempt to
 /// `?3`. `least` was rejected, because PostgreSQL's ignores NULL and would set a time that is not set.
-pub(super) const CLAMP_TIMES: &str = "UPDATE orders SET \
+const CLAMP_TIMES: &str = "UPDATE orders SET \
      intent_at = CASE WHEN intent_at > ?2 THEN ?2 ELSE intent_at END, \
      given_up_at = CASE WHEN given_up_at > ?2 THEN ?2 ELSE given_up_at END, \
      confirmed_at = CASE WHEN confirmed_at > ?2 THEN ?2 ELSE confirmed_at END, \
      missed_at = CASE WHEN missed_at > ?2 THEN ?2 ELSE missed_at END, \
      next_attempt_at = CASE WHEN next_attempt_at > ?3 THEN ?3 ELSE next_attempt_at END \
-     WHERE seq = ?1";
+     WHERE seq";
 
 /// Values of a transition. Its UPDATE names some of them.
 pub(super) struct Values<'a> {
@@ -237,10 +257,35 @@ pub(super) struct Values<'a> {
     pub next: i64,
 }
 
+/// Carries out an operator's decision about an order. Returns the number of the order as well if it is FAILED
+/// now, for which the journal needs an entry. No HTTP route decides: access to the database is required, because
+/// a restart may repeat a payment.
+pub(super) async fn resolve<D: Database>(
+    db: &D,
+    id: &OrderId,
+    resolution: Resolution,
+    now: Timestamp,
+) -> Result<(OperatorResult, Option<i64>), D::Error> {
+    const STATUS: &str = "SELECT status, attention FROM orders WHERE id = ?1";
+    let values = [id.as_str().into(), Integer(now.0)];
+    if let Some(seq) = numbers(db, &resolution.sql(), &values).await?.pop() {
+        let failed = (resolution == Resolution::Fail).then_some(seq);
+        return Ok((OperatorResult::Done, failed));
+    }
+    let found = db.rows(STATUS, &values[..1], |row| {
+        let status = row.status(0)?;
+        Ok(match status.is_settled() {
+            true => OperatorResult::Settled(status),
+            false => OperatorResult::NothingToResolve(status, row.reason(1)?),
+        })
+    });
+    Ok((found.await?.pop().unwrap_or(OperatorResult::Missing), None))
+}
+
 impl Resolution {
-    /// Returns the statement that carries out this decision about an order, with the placeholders of its id
-    /// and of the present moment. Its row is the number of the order, if that was changed.
-    pub(super) fn sql(self, id: &str, at: &str) -> String {
+    /// Returns the statement that carries out this decision about the order `?1` at the moment `?2`. Its row
+    /// is the number of the order, if that was changed.
+    fn sql(self) -> String {
         let (set, condition) = match self {
             Self::Restart => (
                 "released_at = :at, attempts = 0, next_attempt_at = NULL",
@@ -252,7 +297,7 @@ impl Resolution {
             ),
             Self::Fail => (settled!(), is_lost!()),
         };
-        let sql = format!("UPDATE orders SET {set} WHERE id = {id} AND {condition} RETURNING seq");
-        sql.replace(":word", "'FAILED'").replace(":at", at)
+        let sql = format!("UPDATE orders SET {set} WHERE id = ?1 AND {condition} RETURNING seq");
+        sql.replace(":word", "'FAILED'").replace(":at", "?2")
     }
 }

@@ -30,6 +30,10 @@ impl Database for Session {
         let selects = selects.join(&format!("{first}) UNION ALL ("));
         format!("SELECT * FROM (({selects}{first})) AS merged{first}")
     }
+
+    fn among(numbers: &str) -> String {
+        format!("= ANY ({numbers})")
+    }
 }
 
 impl ToSql for Value<'_> {
@@ -39,6 +43,7 @@ impl ToSql for Value<'_> {
             // The server refuses these eight bytes as a value of another type than bigint.
             (Self::Integer(number), _) => number.to_sql(of, out),
             (Self::Text(text), _) => text.to_sql(of, out),
+            (Self::Numbers(numbers), _) => numbers.to_sql(of, out),
         }
     }
 

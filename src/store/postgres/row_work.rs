@@ -2,22 +2,16 @@
 //! times, heartbeats. They may wait for a row, so they run before the numbering lock is taken, except in
 //! a repetition.
 
-use std::collections::HashMap;
-
 use tokio_postgres::Row;
 
 use super::changes::{self, BatchChange, NewEntry, Plan};
 use super::error::Error;
-use super::session::{StepValue, Steps};
+use super::session::{Session, StepValue, Steps};
 use crate::order::EventReason;
-use crate::pace::BACKOFF_MAX;
 use crate::store::queue::Pending;
-use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values, unresolved_of};
-use crate::store::update::CLAMP_TIMES;
+use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
 use crate::store::write::Write;
-use crate::store::{OperatorResult, Resolution};
-
-const STATUS: &str = "SELECT status, attention FROM orders WHERE id = $1";
+use crate::store::{prune, update};
 
 const BEGIN_EPOCH: &str = "UPDATE heartbeat SET epoch = epoch + 1 WHERE id = 1 RETURNING epoch";
 
@@ -27,10 +21,8 @@ const FORGET_WRITERS: &str = "DELETE FROM writers WHERE used_at < now() - interv
 /// Statements of a batch on existing rows.
 pub(super) struct RowWork {
     plan: Option<Plan>,
-    /// Index of the statement of each operator's decision and each new epoch, by the write's index.
-    single: HashMap<usize, usize>,
-    /// Set if an answer to these statements decides what is numbered, which takes a round trip of their
-    /// own. Otherwise they fail unless all changes take effect.
+    /// Set if an answer decides what is numbered, or if writes are executed one by one: these statements then
+    /// take a round trip of their own. Otherwise they fail unless all changes take effect.
     pub is_answered_first: bool,
 }
 
@@ -39,42 +31,17 @@ impl RowWork {
         let is_answered = |pending: &Pending| {
             matches!(
                 pending.write,
-                Write::Resolve { .. } | Write::Lead { .. } | Write::Prune { .. }
+                Write::Resolve { .. }
+                    | Write::Lead { .. }
+                    | Write::ClampTimes { .. }
+                    | Write::Prune { .. }
             )
         };
         let is_answered_first = has_conflicts || writes.iter().any(is_answered);
         let changes = changes_of(writes);
         let plan = (!changes.is_empty()).then(|| Plan::add(steps, &changes, !is_answered_first));
-        let mut single = HashMap::new();
-        for (index, pending) in writes.iter().enumerate() {
-            match &pending.write {
-                Write::Resolve {
-                    id,
-                    resolution,
-                    now,
-                    ..
-                } => {
-                    let values: Vec<StepValue> = vec![Box::new(id.to_string()), Box::new(now.0)];
-                    single.insert(index, steps.add(resolution.sql("$1", "$2"), values));
-                    steps.add(STATUS, vec![Box::new(id.to_string())]);
-                }
-                Write::Lead { .. } => {
-                    single.insert(index, steps.add(BEGIN_EPOCH, vec![]));
-                    steps.add(FORGET_WRITERS, vec![]);
-                }
-                Write::ClampTimes { seqs, now, .. } => {
-                    let latest = now.after(BACKOFF_MAX).0;
-                    let values: Vec<StepValue> =
-                        vec![Box::new(seqs.clone()), Box::new(now.0), Box::new(latest)];
-                    let sql = CLAMP_TIMES.replace("seq = ?1", "seq = ANY (?1)");
-                    steps.add(sql, values);
-                }
-                _ => {}
-            }
-        }
         Self {
             plan,
-            single,
             is_answered_first,
         }
     }
@@ -93,54 +60,61 @@ impl RowWork {
         };
         let mut took_effect = &took_effect[..];
         let mut entries = Vec::new();
-        for (index, pending) in writes.iter_mut().enumerate() {
-            let answer = self.single.get(&index).map(|step| (&answers[*step], *step));
-            match (&mut pending.write, answer) {
-                (
-                    Write::Record {
-                        changes,
-                        now,
-                        reply,
-                        ..
-                    },
-                    _,
-                ) => {
-                    let (own, rest) = took_effect.split_at(changes.len());
-                    took_effect = rest;
-                    reply.keep(changes::recorded(changes, *now, own, &mut entries));
-                }
-                (
-                    Write::Resolve {
-                        resolution,
-                        now,
-                        reply,
-                        ..
-                    },
-                    Some((changed, step)),
-                ) => {
-                    let Some(row) = changed.first() else {
-                        let found = answers[step + 1].first().map(unresolved_of);
-                        reply.keep(found.transpose()?.unwrap_or(OperatorResult::Missing));
-                        continue;
-                    };
-                    if *resolution == Resolution::Fail {
-                        entries.push(NewEntry {
-                            order_seq: row.try_get(0)?,
-                            at: *now,
-                            reason: EventReason::FailedByOperator,
-                        });
-                    }
-                    reply.keep(OperatorResult::Done);
-                }
-                (Write::Lead { reply }, Some((rows, _))) => {
-                    let row = rows.first().ok_or(Error::value("there is no heartbeat"))?;
-                    reply.keep(row.try_get(0)?);
-                }
-                _ => {}
+        for pending in writes {
+            if let Write::Record {
+                changes,
+                now,
+                reply,
+                ..
+            } = &mut pending.write
+            {
+                let (own, rest) = took_effect.split_at(changes.len());
+                took_effect = rest;
+                reply.keep(changes::recorded(changes, *now, own, &mut entries));
             }
         }
         Ok(entries)
     }
+}
+
+/// Executes the rare writes of a batch, each by statements of its own, and stores their replies. Adds the entries
+/// that the journal needs.
+pub(super) async fn change_one_by_one(
+    session: &Session,
+    writes: &mut [Pending],
+    entries: &mut Vec<NewEntry>,
+) -> Result<(), Error> {
+    for pending in writes {
+        match &mut pending.write {
+            Write::Resolve {
+                id,
+                resolution,
+                now,
+                reply,
+            } => {
+                let (answer, failed) = update::resolve(session, id, *resolution, *now).await?;
+                entries.extend(failed.map(|order_seq| NewEntry {
+                    order_seq,
+                    at: *now,
+                    reason: EventReason::FailedByOperator,
+                }));
+                reply.keep(answer);
+            }
+            Write::Lead { reply } => {
+                reply.keep(session.value(BEGIN_EPOCH, &[]).await?);
+                session.query(FORGET_WRITERS, &[]).await?;
+            }
+            Write::ClampTimes { seqs, now, .. } => update::clamp(session, seqs, *now).await?,
+            Write::Prune {
+                seqs,
+                settled_before,
+                now,
+                reply,
+            } => reply.keep(prune::prune(session, seqs, *settled_before, *now).await?),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Returns all changes of a batch, in the order of its writes.

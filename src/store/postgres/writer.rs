@@ -1,10 +1,10 @@
 //! The one writer of a program: a task that takes writes off the queue, many in one transaction.
 //!
 //! A transaction changes rows first. Then it takes the numbering lock, assigns the numbers and commits.
-//! All of that is one round trip, unless an answer decides what is numbered (`row_work`). PostgreSQL
-//! releases a lock after the commit is durable and visible, so its next holder sees all earlier numbers:
-//! numbers have no gaps and follow the order of commits. A transaction that holds the lock does not wait
-//! for a row, unless it is a repetition.
+//! All of that is one round trip, unless an answer decides what is numbered or a write is a rare one
+//! (`row_work`). PostgreSQL releases a lock after the commit is durable and visible, so its next holder sees
+//! all earlier numbers: numbers have no gaps and follow the order of commits. A transaction that holds the
+//! lock does not wait for a row, unless it is a repetition.
 //!
 //! A transaction whose commit was not answered is repeated until its outcome is known: orders name the
 //! batch that created them, and `writers` names the last batch of each program. A repetition takes the lock
@@ -23,8 +23,7 @@ use super::batch::{Batch, COMMIT, EMIT, Failure, SET_LAST_BATCH, entry_values};
 use super::changes::NewEntry;
 use super::connect::{Connector, SERVER_STATE};
 use super::error::Error;
-use super::prune::prune;
-use super::row_work::{RowWork, add_heartbeats};
+use super::row_work::{RowWork, add_heartbeats, change_one_by_one};
 use super::session::{NUMBERING_LOCK, Session, Steps};
 use super::{ATTEMPT_TIMEOUT, RETRY_INTERVAL};
 use crate::clock::{Clock, SystemClock};
@@ -250,8 +249,8 @@ impl Writer {
             true => session.pipeline(&std::mem::take(&mut steps)).await?,
             false => Vec::new(),
         };
-        let entries = rows.finish(&mut batch.writes, &answers)?;
-        prune(session, &mut batch.writes).await?;
+        let mut entries = rows.finish(&mut batch.writes, &answers)?;
+        change_one_by_one(session, &mut batch.writes, &mut entries).await?;
         let is_check_due = connector.is_check_due();
         let server_state = is_check_due.then(|| steps.add(SERVER_STATE, vec![]));
         add_heartbeats(&batch.writes, &mut steps)?;

@@ -29,6 +29,10 @@ impl Database for Connection {
         let selects = selects.join(" UNION ALL ");
         format!("{selects} ORDER BY seq LIMIT {limit}")
     }
+
+    fn among(numbers: &str) -> String {
+        format!("IN (SELECT value FROM json_each({numbers}))")
+    }
 }
 
 /// Returns the result of a shared query on a [`Connection`], which waits for nothing.
@@ -43,6 +47,8 @@ impl ToSql for Value<'_> {
             Self::Null => Null.into(),
             Self::Integer(number) => (*number).into(),
             Self::Text(text) => (**text).into(),
+            // As JSON.
+            Self::Numbers(numbers) => format!("{numbers:?}").into(),
         })
     }
 }

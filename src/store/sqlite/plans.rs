@@ -5,9 +5,9 @@ use rusqlite::{Connection, params_from_iter};
 use super::open;
 use crate::order::{ResolvedBy, Status};
 use crate::store::AttentionFilter::{Any, By, Without};
-use crate::store::Filter;
 use crate::store::filter::PageRows;
 use crate::store::queries::{ATTENTION, NEXT_PRUNABLE, events_sql, page_sql};
+use crate::store::{Filter, prune};
 
 /// Returns the plan of a query on an empty database, which must not sort rows.
 fn plan(sql: &str) -> String {
@@ -78,6 +78,23 @@ fn orders_to_remove_are_found_in_their_order_and_never_sorted() {
     let plan = plan(NEXT_PRUNABLE);
     let by_seq = "orders USING INTEGER PRIMARY KEY (rowid>?";
     assert!(plan.contains(by_seq), "{plan}");
+}
+
+#[test]
+fn orders_to_remove_and_their_entries_are_found_by_number_and_never_sorted() {
+    for (sql, index) in [
+        (
+            prune::settled_sql::<Connection>(),
+            "orders USING INTEGER PRIMARY KEY (rowid=?)",
+        ),
+        (
+            prune::entries_sql::<Connection>(),
+            "journal USING INDEX journal_by_order (order_seq=?)",
+        ),
+    ] {
+        let plan = plan(&sql);
+        assert!(plan.contains(index), "{plan}");
+    }
 }
 
 #[test]

@@ -1,11 +1,8 @@
 //! The one writer of a program: takes writes off the queue, and commits many in one transaction.
 //!
 //! A change of an order and its journal entry, if it has one, are in the same transaction. The UPDATEs are
-//! in `store/update.rs`, the thread is in `writer_thread.rs`.
-//!
-//! Events are numbered without gaps in commit order: each number is the greatest so far plus one,
-//! assigned inside a write transaction, and these never overlap. A reader that has seen all events
-//! up to a cursor misses none by resuming from it, or gets an error (`store/cursor.rs`).
+//! in `store/update.rs`, the thread is in `writer_thread.rs`. Each entry's number is the greatest so far plus
+//! one, and write transactions never overlap: numbers have no gaps and follow the order of commits.
 
 use std::time::Instant;
 
@@ -15,20 +12,19 @@ use tokio::sync::mpsc;
 
 use super::checkpoint::Checkpointer;
 use super::database::result;
+use super::lead;
 use super::log_rescue::LogRescue;
 use super::open::{self, BUSY_TIMEOUT};
 use super::write_error::{Failure, own_fault};
 use super::write_lock::WriteLock;
-use super::{lead, operator, prune, times};
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
-use crate::store::queries;
 use crate::store::queue::Pending;
 use crate::store::retirement::Retirement;
 use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
-use crate::store::{Creation, OrderChange, Recorded, StoreError};
+use crate::store::{Creation, OrderChange, Recorded, StoreError, prune, queries, update};
 
 /// The writing connection and its lock.
 pub(super) struct Committer {
@@ -151,7 +147,13 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
             resolution,
             now,
             reply,
-        } => reply.keep(operator::resolve(db, id, *resolution, *now)?),
+        } => {
+            let (answer, failed) = result(update::resolve(db, id, *resolution, *now))?;
+            if let Some(seq) = failed {
+                journal(db, seq, EventReason::FailedByOperator, *now)?;
+            }
+            reply.keep(answer);
+        }
         Write::Lead { reply } => reply.keep(lead::begin_epoch(db)?),
         Write::Record {
             changes,
@@ -164,13 +166,13 @@ fn execute(db: &Connection, write: &mut Write) -> rusqlite::Result<()> {
         } => reply.keep(write_heartbeat(db, heartbeat)?),
         Write::ClampTimes {
             seqs, now, reply, ..
-        } => reply.keep(times::clamp(db, seqs, *now)?),
+        } => reply.keep(result(update::clamp(db, seqs, *now))?),
         Write::Prune {
             seqs,
             settled_before,
             now,
             reply,
-        } => reply.keep(prune::prune(db, seqs, *settled_before, *now)?),
+        } => reply.keep(result(prune::prune(db, seqs, *settled_before, *now))?),
         Write::CheckWritable { now, reply } => reply.keep(check_writable(db, *now)?),
         Write::CheckFiles { reply } => reply.keep(()),
     }
@@ -222,15 +224,11 @@ fn record(db: &Connection, changes: &[OrderChange], now: Timestamp) -> rusqlite:
 /// Inserts a journal entry.
 const INSERT_ENTRY: &str = "INSERT INTO journal (order_seq, at, reason) VALUES (?1, ?2, ?3)";
 
-/// Appends to the journal.
-pub(super) fn journal(
-    db: &Connection,
-    order_seq: i64,
-    reason: EventReason,
-    now: Timestamp,
-) -> rusqlite::Result<()> {
-    db.prepare_cached(INSERT_ENTRY)?
-        .execute(params![order_seq, now.0, reason.as_str()])
+/// Appends an entry of an order to the journal.
+fn journal(db: &Connection, seq: i64, reason: EventReason, now: Timestamp) -> rusqlite::Result<()> {
+    let mut insert = db.prepare_cached(INSERT_ENTRY)?;
+    insert
+        .execute(params![seq, now.0, reason.as_str()])
         .map(drop)
 }
 

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use order_service::journal_stats::JournalStats;
 use order_service::order::{OrderId, Timestamp};
 use order_service::store::{
     Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
@@ -14,6 +15,7 @@ use order_service::store::{
 use super::{TestDatabase, assert_deposed, create};
 use crate::cluster::cluster;
 use crate::environment::TestEnvironment;
+use crate::prune::{created, days_ago, names, settled};
 
 /// Creates an empty database.
 pub fn new_database() -> TestDatabase {
@@ -174,6 +176,36 @@ fn the_first_signal_ends_a_program_that_waits_for_a_migration() {
         assert_eq!(program.stop(), Some(0));
     }
     release(&database, holder);
+}
+
+#[tokio::test]
+async fn orders_that_two_programs_prune_at_once_are_counted_once() {
+    let database = cluster().database();
+    let TestDatabase { store, other, .. } = new_database_in(&database);
+    settled(&store, &names("old", 5), 100).await;
+    created(&store, &names("new", 1), days_ago(1)).await;
+    let holder = hold(&database, "SELECT FROM order_service.pruned FOR UPDATE");
+    let release_once_both_wait = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity \
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while cluster().run(&database, waiting) != "2" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        release(&database, holder);
+    };
+    let (before, now) = (days_ago(90), days_ago(0));
+    let prune = async |store: &Store| {
+        let (counts, last) = store.prune(before, 0, 10, now).await.unwrap().unwrap();
+        assert_eq!(last, 5);
+        (counts.orders(), counts.entries)
+    };
+    let (one, two, ()) = tokio::join!(prune(&store), prune(&other), release_once_both_wait);
+    let mut counts = [one, two];
+    counts.sort_unstable();
+    assert_eq!(counts, [(0, 0), (5, 15)]);
+    let stats = store.update_stats(&mut JournalStats::default(), now).await;
+    let pruned = stats.unwrap().pruned;
+    assert_eq!((pruned.orders(), pruned.entries), (5, 15));
 }
 
 #[test]
