@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
 use order_service::journal_stats::JournalStats;
-use order_service::order::{OrderId, Timestamp};
+use order_service::order::{OrderId, Status, Timestamp};
 use order_service::store::{
-    Creation, Cursor, Durability, OrderChange, Store, StoreError, Transition,
+    Creation, Cursor, Durability, OperatorResult, OrderChange, Resolution, Store, StoreError,
+    Transition,
 };
 
 use super::postgres::open;
@@ -225,8 +226,21 @@ async fn a_connection_that_ends_at_a_commit_fails_no_creation_and_repeats_none()
     assert_complete(&store, &load.end().await).await;
 }
 
+/// Makes a write whose first commit has this fault.
+async fn through<T>(proxy: &Proxy, fault: Fault, write: impl Future<Output = T>) -> T {
+    let cut = proxy.cut();
+    proxy.set(fault);
+    let heal = async {
+        while fault != Fault::Open && proxy.cut() == cut {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        proxy.set(Fault::Open);
+    };
+    tokio::join!(write, heal).0
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() {
+async fn changes_and_decisions_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() {
     let primary = Cluster::own(&[]);
     let proxy = Proxy::start(primary.port()).await;
     let store = open(&[proxy.port]);
@@ -245,25 +259,33 @@ async fn changes_whose_commit_is_cut_are_made_once_and_conflicts_are_reported() 
         for expected in [(2, vec![]), (0, vec![one, other])] {
             let changes = changes.iter().cloned();
             let changes = changes.map(|(seq, transition)| OrderChange { seq, transition });
-            let cut = proxy.cut();
-            proxy.set(fault);
             let recorded = lead.record(changes.collect(), Timestamp(number));
-            let heal = async {
-                while fault != Fault::Open && proxy.cut() == cut {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-                proxy.set(Fault::Open);
-            };
-            let (recorded, ()) = tokio::join!(recorded, heal);
-            let recorded = recorded.unwrap();
+            let recorded = through(&proxy, fault, recorded).await.unwrap();
             assert_eq!(
                 (recorded.changed, recorded.conflicts),
                 expected,
                 "{fault:?}"
             );
         }
+        let transition = Transition::Missed {
+            began_at: Timestamp(number),
+        };
+        let lost = OrderChange {
+            seq: other,
+            transition,
+        };
+        lead.record(vec![lost], Timestamp(number)).await.unwrap();
+        for expected in [
+            OperatorResult::Done,
+            OperatorResult::Settled(Status::Failed),
+        ] {
+            let id = OrderId::new(format!("b{number}")).unwrap();
+            let resolved = store.resolve(id, Resolution::Fail, Timestamp(number));
+            let resolved = through(&proxy, fault, resolved).await.unwrap();
+            assert_eq!(resolved, expected, "{fault:?}");
+        }
         let (events, _) = store.events(None, Cursor::default(), 1_000).await.unwrap();
-        assert!(events.iter().map(|event| event.seq).eq(1..=3 * number));
+        assert!(events.iter().map(|event| event.seq).eq(1..=4 * number));
     }
 }
 
