@@ -85,7 +85,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Processes a list that has ended. If it failed, looks up some orders instead, so that orders
-    /// make progress although no list ever works.
+    /// make progress although no list ever works; if it was throttled, from the next pass on, as the
+    /// limit may be one of all requests.
     async fn on_list(
         &mut self,
         answer: ListAnswer,
@@ -112,7 +113,11 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 "list failed; looking up orders instead reason={:?}",
                 failure.detail
             );
-            self.look_up_instead(&mut observations, stop).await;
+            let breaker = self.pace.breaker();
+            let paused_until = breaker.kind_paused_until(RequestKind::List, now);
+            if self.is_once || paused_until.is_none() {
+                self.look_up_instead(&mut observations, stop).await;
+            }
         }
         let contradictions: Vec<_> = observations.contradictions().collect();
         if !contradictions.is_empty() {

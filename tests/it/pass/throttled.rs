@@ -244,6 +244,29 @@ fn lists_that_are_always_throttled_without_a_pause_hold_up_no_look_ups() {
 }
 
 #[test]
+fn a_list_that_is_throttled_is_followed_by_look_ups_not_before_the_next_pass() {
+    let harness = with_eight_slots();
+    let mut reconciler = harness.reconciler();
+    harness.create_many(100);
+    harness.upstream.list_fault.set(Some(Fault::Status(429)));
+    let mut next_polls = || {
+        loop {
+            pass(&mut reconciler);
+            harness.forward(1_000);
+            let mut polls = harness.upstream.take_requests();
+            polls.retain(|request| !request.starts_with("start"));
+            if !polls.is_empty() {
+                return polls;
+            }
+        }
+    };
+    assert_eq!(next_polls(), ["list"]);
+    let polls = next_polls();
+    assert!(polls.len() > 50, "{polls:?}");
+    assert!(!polls.contains(&"list".to_owned()));
+}
+
+#[test]
 fn polls_that_are_always_throttled_hold_up_no_starts_and_lists_no_look_ups() {
     for (look_up_fault, list_fault) in [
         (Fault::Pause(20), Fault::Pause(20)),
