@@ -292,10 +292,7 @@ impl Pace {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.throttling.on_answered(call.kind);
         self.rate.on_answered(call);
-        match call.is_start() {
-            true => self.are_starts_in_doubt = false,
-            false => self.polling.on_answered(),
-        }
+        self.are_starts_in_doubt &= !call.is_start();
         if self.breaker.is_down() {
             // It may have been restarted.
             self.polling.reset(now);
@@ -307,25 +304,17 @@ impl Pace {
     /// Records a request without a usable answer. Returns whether that reduces the rate, and whether the
     /// upstream counts as down from now on.
     pub fn on_failed(&mut self, call: Call, now: Timestamp, failure: &Failure) -> (bool, bool) {
-        let is_throttled = matches!(
-            failure.cause,
-            Cause::TooManyRequests | Cause::ServiceUnavailable
-        );
-        let concerns_order = self.breaker.concerns_order(call, now, failure);
-        let is_overload = !concerns_order && (is_throttled || failure.cause == Cause::Timeout);
+        let concerns_kind = self.breaker.note_pause(call, now, failure);
+        let is_limit = concerns_kind && call.kind != RequestKind::List && failure.is_throttled();
+        let is_overload = is_limit || failure.cause == Cause::Timeout;
         let is_reduced = is_overload && self.rate.on_overload(call, now, failure);
         self.apply_rate();
-        let is_limit = is_throttled && !concerns_order;
         self.are_polls_limited |= is_limit && !call.is_start();
-        // The breaker pauses lists alone.
-        if is_limit && call.kind == RequestKind::LookUp {
-            self.polling.on_throttled(now);
-        }
         let is_doubt = matches!(
             failure.cause,
             Cause::ServiceUnavailable | Cause::Timeout | Cause::AccessDenied | Cause::Unusable
         );
-        let is_pause = failure.retry_after.is_some() && !concerns_order;
+        let is_pause = concerns_kind && requested_pause(failure).is_some();
         self.are_starts_in_doubt |= call.is_start() && (is_doubt || is_pause);
         match failure.cause {
             Cause::TooManyRequests => self.throttling.on_too_many_requests(call.kind, now),
@@ -389,8 +378,7 @@ impl Pace {
             false => (self.max_requests * 3 / 4).max(1),
         };
         let paused_until = self.breaker.kind_paused_until(RequestKind::LookUp, now);
-        let is_paused = paused_until.is_some() || self.polling.is_throttled(now);
-        look_ups < most && self.may_send(now, requests) && !is_paused
+        look_ups < most && self.may_send(now, requests) && paused_until.is_none()
     }
 
     /// Returns whether the budget allows a poll now.

@@ -89,6 +89,14 @@ impl Failure {
             retry_after: None,
         }
     }
+
+    /// Returns whether the request was throttled.
+    pub fn is_throttled(&self) -> bool {
+        matches!(
+            self.cause,
+            Cause::TooManyRequests | Cause::ServiceUnavailable
+        )
+    }
 }
 
 /// Kinds of failure.

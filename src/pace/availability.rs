@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::backoff::BACKOFF_BASE;
 use crate::order::Timestamp;
 use crate::upstream::{Cause, Failure, RequestKind};
 
@@ -15,6 +16,9 @@ const FAILURES_TO_DOWN: u32 = 3;
 /// Pause of lists after one was throttled without `Retry-After`: meanwhile orders are looked up.
 const LIST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Longest pause of look-ups after one was throttled without `Retry-After`.
+const LOOK_UP_PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// Number of answers with `Retry-After` in a row of which each is taken to concern its order alone: a few orders may
 /// always be throttled, whatever is answered to others. With more, the upstream limits all.
 const LONE_MAX: u32 = 5;
@@ -23,11 +27,10 @@ const LONE_MAX: u32 = 5;
 /// the next request.
 const REQUESTED_PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// Returns the pause that the upstream asked for, as far as it is obeyed.
+/// Returns the pause that the upstream asked for, as far as it is obeyed. `Retry-After: 0` asks for none.
 pub fn requested_pause(failure: &Failure) -> Option<Duration> {
-    failure
-        .retry_after
-        .map(|wait| wait.min(REQUESTED_PAUSE_MAX))
+    let wait = failure.retry_after.filter(|wait| !wait.is_zero());
+    wait.map(|wait| wait.min(REQUESTED_PAUSE_MAX))
 }
 
 /// A request to the upstream.
@@ -87,16 +90,16 @@ impl UpstreamState {
     }
 }
 
-/// The last pause that an answer asked of a kind of requests, since one had a usable answer.
+/// The last pause of a kind of requests, since one had a usable answer.
 #[derive(Clone, Copy, Debug)]
 struct KindPause {
-    /// Moment of the answer.
+    /// Moment of the answer that has led to it.
     at: Timestamp,
-    /// End of the pause that it asked for.
-    asked_until: Timestamp,
     /// End of the pause of the kind.
     until: Timestamp,
-    /// Number of such answers, each before the end of the pause that the one before asked for.
+    /// End of the pause that an answer last asked for.
+    asked_until: Timestamp,
+    /// Number of such answers, each before the end of the pause that the one before asked for; 0 if none did.
     in_a_row: u32,
 }
 
@@ -145,9 +148,9 @@ impl CircuitBreaker {
             .map(bounded)
             .map(|at| KindPause {
                 at: now,
-                asked_until: at,
                 until: at,
-                in_a_row: 0,
+                asked_until: at,
+                in_a_row: 1,
             });
         Self {
             state: state.clamp_times(now),
@@ -188,7 +191,7 @@ impl CircuitBreaker {
         self.paused_until.filter(|at| *at > now)
     }
 
-    /// Returns the end of the pause that the upstream has asked for of requests of this kind, if it lies ahead.
+    /// Returns the end of the pause of requests of this kind, if it lies ahead.
     pub fn kind_paused_until(&self, kind: RequestKind, now: Timestamp) -> Option<Timestamp> {
         let of_kind = self.kind_pauses[kind as usize].map(|pause| pause.until);
         let paused_until = self.paused_until.max(of_kind);
@@ -215,19 +218,62 @@ impl CircuitBreaker {
         true
     }
 
-    /// Returns whether an answer with `Retry-After` concerns its order alone: it is one of a few to retries, or
-    /// after a first pause.
-    pub fn concerns_order(&self, call: Call, now: Timestamp, failure: &Failure) -> bool {
-        let was_paused = self.kind_pauses[call.kind as usize].is_some();
-        failure.retry_after.is_some()
-            && call.kind != RequestKind::List
-            && (call.is_retry || was_paused)
-            && self.throttled_in_a_row(call.kind, now) < LONE_MAX
-    }
-
-    fn throttled_in_a_row(&self, kind: RequestKind, now: Timestamp) -> u32 {
-        let last = self.kind_pauses[kind as usize].filter(|last| now < last.asked_until);
-        last.map_or(0, |last| last.in_a_row)
+    /// Notes the pause that follows from a request without a usable answer, before [`Self::on_failed`]. Returns
+    /// false if the answer concerns its order alone, which then waits alone.
+    ///
+    /// | answer | start | look-up | list |
+    /// |---|---|---|---|
+    /// | `Retry-After`, the first of a kind | pauses all | pauses all | pauses all |
+    /// | …, about a retry, or after such a pause | order alone | order alone | pauses lists |
+    /// | …, more than `LONE_MAX` in a row | pauses starts | pauses look-ups | pauses lists |
+    /// | throttled without it | no pause | pauses look-ups, ever longer | pauses lists |
+    ///
+    /// Throttled starts and look-ups that do not concern their order alone reduce the start rate, and after such a
+    /// look-up polls take the places of starts. Throttled lists do neither: they may always be, and look-ups take
+    /// their place.
+    pub fn note_pause(&mut self, call: Call, now: Timestamp, failure: &Failure) -> bool {
+        let last = self.kind_pauses[call.kind as usize].unwrap_or(KindPause {
+            at: now,
+            until: now,
+            asked_until: now,
+            in_a_row: 0,
+        });
+        let Some(asked) = requested_pause(failure) else {
+            let pause = match call.kind {
+                RequestKind::LookUp => last.until.since(last.at) * 2,
+                RequestKind::List => LIST_PAUSE,
+                RequestKind::Start => return true,
+            };
+            // Of look-ups that are throttled together, the first counts.
+            if failure.is_throttled() && last.until <= now {
+                let pause = pause.clamp(BACKOFF_BASE, LOOK_UP_PAUSE_MAX);
+                self.kind_pauses[call.kind as usize] = Some(KindPause {
+                    at: now,
+                    until: now.after(pause),
+                    ..last
+                });
+            }
+            return true;
+        };
+        let (is_first, asked_until) = (last.in_a_row == 0, now.after(asked));
+        let in_a_row = match now < last.asked_until {
+            true => last.in_a_row,
+            false => 0,
+        };
+        let concerns_kind =
+            call.kind == RequestKind::List || is_first && !call.is_retry || in_a_row >= LONE_MAX;
+        let until = if concerns_kind { asked_until } else { now };
+        self.kind_pauses[call.kind as usize] = Some(KindPause {
+            at: now,
+            until: last.until.max(until),
+            asked_until,
+            in_a_row: in_a_row + 1,
+        });
+        // A kind of requests that is always answered so waits alone.
+        if self.is_down() || is_first && concerns_kind {
+            self.paused_until = self.paused_until.max(Some(asked_until));
+        }
+        concerns_kind
     }
 
     /// Records a request without a usable answer. Returns whether to report that the upstream is down:
@@ -237,7 +283,6 @@ impl CircuitBreaker {
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first_of_run = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        self.note_pause(call, now, failure);
         if !is_start {
             self.are_polls_answered =
                 matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
@@ -293,30 +338,6 @@ impl CircuitBreaker {
                 true
             }
             _ => false,
-        }
-    }
-
-    /// Notes the pause after an answer with `Retry-After`, or after a list that was answered 429.
-    fn note_pause(&mut self, call: Call, now: Timestamp, failure: &Failure) {
-        let asked = requested_pause(failure);
-        let is_list = call.kind == RequestKind::List && failure.cause == Cause::TooManyRequests;
-        let Some(pause) = asked.or(is_list.then_some(LIST_PAUSE)) else {
-            return;
-        };
-        let asked_until = now.after(pause);
-        let concerns_order = self.concerns_order(call, now, failure);
-        let until = if concerns_order { now } else { asked_until };
-        let last = self.kind_pauses[call.kind as usize];
-        self.kind_pauses[call.kind as usize] = Some(KindPause {
-            at: now,
-            asked_until,
-            until: last.map_or(until, |last| until.max(last.until)),
-            in_a_row: self.throttled_in_a_row(call.kind, now) + 1,
-        });
-        // A kind of requests that is always answered so waits alone.
-        let is_of_all = self.is_down() || last.is_none() && !concerns_order;
-        if asked.is_some() && is_of_all {
-            self.paused_until = Some(asked_until);
         }
     }
 }

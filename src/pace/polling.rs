@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::backoff::BACKOFF_BASE;
 use crate::order::Timestamp;
 
 /// Cost of a look-up to the upstream, measured on the real one.
@@ -164,10 +163,6 @@ pub struct Polling {
     all_polled_at: Option<Timestamp>,
     /// Last look-up of each order since then.
     looked_up_at: HashMap<i64, Timestamp>,
-    /// Number of polls in a row that were throttled, each after the pause for the one before.
-    throttled_polls: u32,
-    /// End of the pause for the last of them.
-    throttled_until: Option<Timestamp>,
 }
 
 impl Polling {
@@ -179,45 +174,23 @@ impl Polling {
             due_at: None,
             all_polled_at: None,
             looked_up_at: HashMap::new(),
-            throttled_polls: 0,
-            throttled_until: None,
         }
     }
 
     /// Returns the earliest moment of the next poll.
     pub fn next_at(&self) -> Timestamp {
         self.next_at
-            .max(self.throttled_until.unwrap_or(self.next_at))
     }
 
     /// Returns the moment at which the next of a few orders is due, within the budget.
     pub fn due_at(&self) -> Option<Timestamp> {
-        self.due_at.map(|at| at.max(self.next_at()))
+        self.due_at.map(|at| at.max(self.next_at))
     }
 
     /// Schedules the first poll of an order whose process was started at `now`.
     pub fn on_started(&mut self, seq: i64, now: Timestamp) {
         let due_at = look_up_due_at(seq, now, now);
         self.due_at = Some(self.due_at.map_or(due_at, |at| at.min(due_at)));
-    }
-
-    /// Pauses polls after one was throttled: for one second, and for twice as long after each further one.
-    pub fn on_throttled(&mut self, now: Timestamp) {
-        if !self.is_throttled(now) {
-            let pause = BACKOFF_BASE * 2_u32.pow(self.throttled_polls.min(6));
-            self.throttled_polls += 1;
-            self.throttled_until = Some(now.after(pause.min(POLL_PAUSE_MAX)));
-        }
-    }
-
-    /// Ends the pause: a poll was answered.
-    pub fn on_answered(&mut self) {
-        (self.throttled_polls, self.throttled_until) = (0, None);
-    }
-
-    /// Returns whether polls are paused because one was throttled.
-    pub fn is_throttled(&self, now: Timestamp) -> bool {
-        self.throttled_until.is_some_and(|at| at > now)
     }
 
     /// Returns the last moment at which the process was known to run; `None` if it was neither polled
@@ -299,14 +272,9 @@ impl Polling {
         self.looked_up_at.insert(seq, now);
     }
 
-    /// Makes all orders due, because nothing is known of their processes any more. A pause for a throttled
-    /// poll stays.
+    /// Makes all orders due, because nothing is known of their processes any more.
     pub fn reset(&mut self, now: Timestamp) {
-        *self = Self {
-            throttled_polls: self.throttled_polls,
-            throttled_until: self.throttled_until,
-            ..Self::new(now)
-        };
+        *self = Self::new(now);
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Call;
+use super::{Call, requested_pause};
 use crate::order::Timestamp;
 use crate::upstream::Failure;
 
@@ -339,7 +339,7 @@ impl StartRate {
             return false;
         }
         let tolerance = self.tolerance.of(call);
-        if failure.retry_after.is_none() && *tolerance >= 1.0 {
+        if requested_pause(failure).is_none() && *tolerance >= 1.0 {
             *tolerance -= 1.0;
             return false;
         }

@@ -47,17 +47,51 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 
 #[test]
 fn throttled_retries_lower_the_rate_also_between_starts_that_are_accepted() {
-    let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
-    let throttled = Failure::new("answered 429", Cause::TooManyRequests);
-    for at in (0..2_000).step_by(100).map(Timestamp) {
-        limiter.on_answered(start(at), at);
-        let retry = Call {
-            is_retry: true,
-            ..start(at)
+    for retry_after in [None, Some(Duration::ZERO)] {
+        let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
+        let throttled = Failure {
+            retry_after,
+            ..Failure::new("answered 429", Cause::TooManyRequests)
         };
-        limiter.on_failed(retry, at, &throttled);
+        for at in (0..2_000).step_by(100).map(Timestamp) {
+            limiter.on_answered(start(at), at);
+            let retry = Call {
+                is_retry: true,
+                ..start(at)
+            };
+            limiter.on_failed(retry, at, &throttled);
+        }
+        let rate = limiter.rate().rate();
+        assert!(rate < 10.0, "{retry_after:?}: {rate}");
     }
-    assert!(limiter.rate().rate() < 10.0, "{}", limiter.rate().rate());
+}
+
+#[test]
+fn lists_that_are_always_throttled_leave_the_starts_as_they_are() {
+    for cause in [Cause::TooManyRequests, Cause::ServiceUnavailable] {
+        for retry_after in [None, Some(Duration::from_secs(10))] {
+            let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
+            let rate = limiter.rate().rate();
+            let throttled = Failure {
+                retry_after,
+                ..Failure::new("throttled", cause)
+            };
+            for at in (0..5_400_000).step_by(12_000).map(Timestamp) {
+                limiter.on_answered(start(at), at);
+                let list = Call {
+                    kind: RequestKind::List,
+                    ..Call::poll(at)
+                };
+                assert_eq!(limiter.on_failed(list, at, &throttled), (false, false));
+                for _ in 0..2_000 {
+                    limiter.on_poll_sent(at);
+                    limiter.on_answered(Call::poll(at), at);
+                }
+                assert_eq!(limiter.next_start_at(at, 0), Some(at));
+            }
+            assert_eq!(limiter.rate().rate(), rate);
+        }
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::Reconciler;
 use crate::clock::Clock;
 use crate::messages::{span, start_limit};
 use crate::order::{Status, Timestamp};
-use crate::pace::{Call, LearnedLimits};
+use crate::pace::{Call, LearnedLimits, requested_pause};
 use crate::upstream::{Failure, Upstream};
 
 /// Least wait of orders that is logged.
@@ -40,7 +40,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         if let Some(at) = pace
             .breaker()
             .kind_paused_until(call.kind, now)
-            .filter(|at| Some(*at) > paused_until)
+            .filter(|at| Some(*at) > paused_until && requested_pause(failure).is_some())
         {
             let (wait, detail) = (span(at.since(now)), &failure.detail);
             let requests = match pace.breaker().paused_until(now) >= Some(at) {

@@ -159,33 +159,33 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
         };
         let later = Timestamp(21_000);
         for _ in 0..LONE_MAX {
-            breaker.on_failed(failing, now, &failure);
+            breaker.note_pause(failing, now, &failure);
             assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, now), None);
         }
         // Nothing shows that one more order would be answered.
-        breaker.on_failed(failing, now, &failure);
+        breaker.note_pause(failing, now, &failure);
         assert_eq!(breaker.paused_until(now), None);
         assert_eq!(
             breaker.kind_paused_until(RequestKind::LookUp, now),
             Some(later)
         );
         breaker.on_answered(first, now);
-        breaker.on_failed(first, now, &failure);
+        breaker.note_pause(first, now, &failure);
         assert_eq!(breaker.paused_until(now), Some(later));
         let paused = |breaker: &CircuitBreaker, kind| breaker.kind_paused_until(kind, later);
         for _ in 0..LONE_MAX {
-            breaker.on_failed(first, later, &failure);
+            breaker.note_pause(first, later, &failure);
             breaker.on_answered(start(later), later);
             assert_eq!(paused(&breaker, RequestKind::LookUp), None);
         }
-        breaker.on_failed(first, later, &failure);
+        breaker.note_pause(first, later, &failure);
         assert_eq!(paused(&breaker, RequestKind::Start), None);
         assert_eq!(
             paused(&breaker, RequestKind::LookUp),
             Some(Timestamp(41_000))
         );
         breaker.on_answered(start(later), later);
-        breaker.on_failed(first, later, &failure);
+        breaker.note_pause(first, later, &failure);
         assert_eq!(breaker.paused_until(later), None, "of another kind");
         // An answer to an earlier request does not end the pause.
         breaker.on_answered(first, later);
@@ -194,9 +194,56 @@ fn an_order_or_kind_of_requests_that_is_always_answered_with_retry_after_pauses_
             Some(Timestamp(41_000))
         );
         breaker.on_answered(Call::poll(later), later);
-        breaker.on_failed(first, later, &failure);
+        breaker.note_pause(first, later, &failure);
         assert_eq!(breaker.paused_until(later), Some(Timestamp(41_000)));
     }
+}
+
+#[test]
+fn look_ups_that_are_throttled_are_made_ever_more_rarely_until_one_is_answered() {
+    for cause in [Cause::TooManyRequests, Cause::ServiceUnavailable] {
+        let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, Timestamp(0));
+        let throttled = failure(cause);
+        let mut now = Timestamp(0);
+        let fails = |breaker: &mut CircuitBreaker, now| {
+            breaker.note_pause(Call::poll(now), now, &throttled);
+            breaker.note_pause(Call::poll(now), now, &throttled);
+            breaker.kind_paused_until(RequestKind::LookUp, now)
+        };
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            let until = now.after(Duration::from_secs(seconds));
+            assert_eq!(fails(&mut breaker, now), Some(until));
+            assert_eq!(breaker.kind_paused_until(RequestKind::LookUp, until), None);
+            now = until;
+        }
+        breaker.on_answered(Call::poll(now), now);
+        let until = now.after(Duration::from_secs(1));
+        assert_eq!(fails(&mut breaker, now), Some(until));
+        for kind in [RequestKind::Start, RequestKind::List] {
+            assert_eq!(breaker.kind_paused_until(kind, now), None);
+        }
+        // Nothing has asked for a pause yet.
+        let asking = Failure {
+            retry_after: Some(Duration::from_secs(20)),
+            ..throttled
+        };
+        breaker.note_pause(Call::poll(until), until, &asking);
+        let asked_until = until.after(Duration::from_secs(20));
+        assert_eq!(breaker.paused_until(until), Some(asked_until));
+    }
+}
+
+#[test]
+fn a_pause_of_all_requests_is_not_shortened_by_the_answer_to_another_in_flight() {
+    let now = Timestamp(1_000);
+    let mut breaker = CircuitBreaker::new(UpstreamState::Unknown, None, None, now);
+    let asking = |seconds| Failure {
+        retry_after: Some(Duration::from_secs(seconds)),
+        ..failure(Cause::TooManyRequests)
+    };
+    breaker.note_pause(start(now), now, &asking(300));
+    breaker.note_pause(Call::poll(now), now, &asking(1));
+    assert_eq!(breaker.paused_until(now), Some(Timestamp(301_000)));
 }
 
 #[test]

@@ -135,30 +135,6 @@ fn the_pause_after_a_poll_is_in_proportion_to_its_cost() {
 }
 
 #[test]
-fn polls_that_are_throttled_are_made_ever_more_rarely_until_one_is_answered() {
-    let mut polling = Polling::new(s(0));
-    let mut now = s(0);
-    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-        polling.on_throttled(now);
-        polling.on_throttled(now);
-        let until = now.after(Duration::from_secs(seconds));
-        assert_eq!(polling.next_at(), until);
-        assert!(polling.is_throttled(Timestamp(until.0 - 1)) && !polling.is_throttled(until));
-        now = until;
-    }
-    polling.on_answered();
-    assert!(!polling.is_throttled(s(0)));
-    polling.on_throttled(now);
-    assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
-    // The pause holds even if all orders become due.
-    polling.reset(now);
-    assert_eq!(polling.next_at(), now.after(Duration::from_secs(1)));
-    let until = polling.next_at();
-    polling.on_throttled(until);
-    assert_eq!(polling.next_at(), until.after(Duration::from_secs(2)));
-}
-
-#[test]
 fn durations_are_estimated_while_most_processes_still_run() {
     let mut durations = Durations::default();
     // A thousand processes of 0 to 599 s, polled each second for a minute.

@@ -304,6 +304,9 @@ impl Upstream for InMemory {
             Fault::Status(429) => {
                 return Err(Failure::new("answered 429", Cause::TooManyRequests));
             }
+            Fault::Status(503) => {
+                return Err(Failure::new("answered 503", Cause::ServiceUnavailable));
+            }
             _ => {}
         }
         let again = |other: Option<&'static str>| {

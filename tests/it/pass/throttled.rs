@@ -232,15 +232,22 @@ fn while_all_starts_are_throttled_few_are_sent() {
 
 #[test]
 fn lists_that_are_always_throttled_without_a_pause_hold_up_no_look_ups() {
-    let harness = with_eight_slots();
-    let mut reconciler = harness.reconciler();
-    harness.create_many(3_000);
-    harness.upstream.list_fault.set(Some(Fault::Status(429)));
-    passes(&harness, &mut reconciler, 240);
-    let requests = harness.upstream.take_requests();
-    let lists = requests.iter().filter(|request| *request == "list").count();
-    assert!((1..=30).contains(&lists), "{lists}");
-    assert!(harness.has_settled_all());
+    for status in [429, 503] {
+        let harness = with_eight_slots();
+        let mut reconciler = harness.reconciler();
+        harness.create_many(3_000);
+        let list_fault = Fault::Status(status);
+        harness.upstream.list_fault.set(Some(list_fault));
+        take_log();
+        passes(&harness, &mut reconciler, 240);
+        let requests = harness.upstream.take_requests();
+        let lists = requests.iter().filter(|request| *request == "list").count();
+        assert!((1..=30).contains(&lists), "{status}: {lists}");
+        assert!(harness.has_settled_all(), "{status}");
+        let mut lines = take_log();
+        lines.retain(|line| line.contains("asked for a pause"));
+        assert!(lines.is_empty(), "{status}: {lines:?}");
+    }
 }
 
 #[test]
