@@ -40,8 +40,8 @@ pub use self::throttling::{Throttled, Throttling};
 use crate::order::{Observed, Timestamp};
 use crate::upstream::{Cause, Failure, RequestKind};
 
-/// Largest cost of polls that a rate limit of the upstream counts: it makes a pause of 10 s. However low the
-/// limit, orders in doubt have to be polled.
+/// Largest cost of polls that a rate limit of the upstream counts: it makes a pause of 10 s, and starts wait for it.
+/// However low the limit, orders in doubt have to be polled.
 const RATE_LIMITED_POLL_COST_MAX: Duration = Duration::from_millis(500);
 
 /// Time in which an intent is written, about: as many orders as start in it are staged ahead.
@@ -261,9 +261,10 @@ impl Pace {
     }
 
     /// Counts a poll that is sent now. It takes the place of a start if the rate limit of the upstream
-    /// counts polls.
+    /// counts polls. However many they are, starts go on soon.
     pub fn on_poll_sent(&mut self, now: Timestamp) {
-        if self.are_polls_limited {
+        let latest = now.after(self.request_cost() + RATE_LIMITED_POLL_COST_MAX);
+        if self.are_polls_limited && self.gcra.next_at(now) <= latest {
             self.gcra.on_admitted(now);
         }
     }

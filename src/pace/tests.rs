@@ -322,7 +322,9 @@ fn polls_that_a_rate_limit_counts_replace_starts() {
     assert!(!limiter.is_poll_due(Timestamp(2_080)) && limiter.is_poll_due(Timestamp(2_100)));
     assert!(limiter.may_poll(Timestamp(2_100), 0, 7), "one at a time");
     assert!(!limiter.may_poll(Timestamp(2_100), 1, 1));
-    // However many they were and however low the limit, there is another poll soon.
+    // However many they were and however low the limit, there are another poll and another start soon.
+    (0..2_000).for_each(|_| limiter.on_poll_sent(Timestamp(2_900)));
+    assert!(limiter.next_start_at(Timestamp(2_900), 0) < Some(Timestamp(3_900)));
     limiter.on_polled(Timestamp(3_000), 1_000, Duration::ZERO);
     assert!(!limiter.is_poll_due(Timestamp(12_999)));
     assert!(limiter.is_poll_due(Timestamp(13_000)));
