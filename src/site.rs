@@ -30,6 +30,9 @@ pub enum ForeignRequest {
          (ALLOWED_HOSTS) lists"
     )]
     Host(String),
+    /// `Host` is no host with an optional port.
+    #[error("the header Host is {0:?}, which is not HOST or HOST:PORT")]
+    Malformed(String),
     /// A page of another site asks for a change.
     #[error("the header {0} is {1:?}, so the request is from a page of another site")]
     Page(&'static str, String),
@@ -48,14 +51,14 @@ impl Site {
     /// Checks `Host`, and for an unsafe method the site of the page that sent the request. HTTP/1.0 has
     /// no `Host`, and no browser uses it.
     pub fn check(&self, method: &Method, headers: &HeaderMap) -> Result<(), ForeignRequest> {
-        let host = headers.get(HOST);
-        if self.checks_host
-            && let Some(host) = host
-        {
-            let is_known = host_of(host.as_bytes()).is_some_and(|host| self.is_known(&host));
-            if !is_known {
-                return Err(ForeignRequest::Host(text(host.as_bytes())));
+        let mut own = None;
+        if let Some(host) = headers.get(HOST) {
+            let host = host.as_bytes();
+            let name = host_of(host).ok_or_else(|| ForeignRequest::Malformed(text(host)))?;
+            if self.checks_host && !self.is_known(&name) {
+                return Err(ForeignRequest::Host(text(host)));
             }
+            own = Some(name);
         }
         if method.is_safe() {
             return Ok(());
@@ -72,7 +75,6 @@ impl Site {
             return Ok(());
         };
         let from = origin.to_str().ok().and_then(host_of_origin);
-        let own = host.and_then(|host| host_of(host.as_bytes()));
         if from.is_some_and(|from| own.as_ref() == Some(&from) || self.names.contains(&from)) {
             return Ok(());
         }
@@ -89,15 +91,25 @@ impl Site {
 
 /// Returns whether a text is a host name or an IP address, without a scheme or a port.
 pub fn is_host(text: &str) -> bool {
-    host_of(text.as_bytes()).is_some_and(|host| host == canonical_host(text))
+    let is_name = |text: &str| {
+        let mut bytes = text.bytes();
+        bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+    };
+    let is_plain = host_of(text.as_bytes()).is_some_and(|host| host == canonical_host(text));
+    is_plain && (is_name(text) || is_ip(text))
 }
 
 /// Returns the host of a `Host` header, in [canonical form](canonical_host).
 fn host_of(value: &[u8]) -> Option<String> {
     let authority = Authority::try_from(value).ok()?;
     // Refuses user information.
-    let is_plain = !authority.as_str().contains('@') && !authority.host().is_empty();
-    is_plain.then(|| canonical_host(authority.host()))
+    let text = authority.as_str();
+    let port = text.strip_prefix(authority.host())?;
+    let is_port = port.is_empty()
+        || port
+            .strip_prefix(':')
+            .is_some_and(|n| n.parse::<u16>().is_ok());
+    (is_port && !authority.host().is_empty()).then(|| canonical_host(authority.host()))
 }
 
 /// Returns the host of an origin, in [canonical form](canonical_host); none for `null`, the origin of a
@@ -176,18 +188,29 @@ mod tests {
             "127.0.0.1.evil.example",
             "localhost.evil.example",
             "evillocalhost",
-            "a@localhost",
-            "localhost:80:80",
-            "::1",
-            "[fe80::1%25lo]",
             "orders.example.evil.example",
-            "",
+            "[fe80::1%25lo]",
         ] {
             for site in [&loopback, &v6, &mapped, &listed] {
                 let refused = Err(ForeignRequest::Host(host.to_owned()));
                 assert_eq!(check(site, host), refused, "{host}");
             }
             assert_eq!(check(&any, host), Ok(()), "{host}");
+        }
+        for host in [
+            "a@localhost",
+            "localhost:80:80",
+            "localhost:http",
+            "localhost:65536",
+            "::1",
+            "[::1",
+            "a b",
+            "",
+        ] {
+            for site in [&loopback, &v6, &mapped, &any, &listed] {
+                let refused = Err(ForeignRequest::Malformed(host.to_owned()));
+                assert_eq!(check(site, host), refused, "{host}");
+            }
         }
         for host in ["orders.example", "ORDERS.example:443", "orders.example."] {
             assert_eq!(check(&listed, host), Ok(()), "{host}");
@@ -251,6 +274,8 @@ mod tests {
             "a b",
             "a/b",
             "a@b",
+            "*.orders.example",
+            "a;b",
         ] {
             assert!(!is_host(other), "{other}");
         }

@@ -132,6 +132,7 @@ impl Problem {
 
     pub fn foreign(foreign: ForeignRequest) -> Self {
         let kind = match foreign {
+            ForeignRequest::Malformed(_) => &kinds::INVALID_HOST,
             ForeignRequest::Host(_) => &kinds::WRONG_HOST,
             ForeignRequest::Page(..) => &kinds::CROSS_SITE,
         };

@@ -98,6 +98,7 @@ fn refusal(
     }
     let foreign = site.check(method, headers).err()?;
     let status = match foreign {
+        ForeignRequest::Malformed(_) => StatusCode::BAD_REQUEST,
         ForeignRequest::Host(_) => StatusCode::MISDIRECTED_REQUEST,
         ForeignRequest::Page(..) => StatusCode::FORBIDDEN,
     };

@@ -50,8 +50,8 @@ kinds! {
 
     INVALID_HOST "invalid-host" 400
     "The request must name one host"
-    "An HTTP/1.1 request has no header `Host`, or more than one (RFC 9112, section 3.2). Nothing was \
-     done, and the connection is closed."
+    "An HTTP/1.1 request has no header `Host`, more than one, or one that is no host (RFC 9112, section \
+     3.2). Nothing was done."
     "Every common client sends `Host`. Check the client, or the proxy that changed the request."
 
     INVALID_PATH "invalid-path" 400
