@@ -170,10 +170,7 @@ impl Health {
                 (FAILING, "orders cannot be written: the write queue is full")
             }
             Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
-            Err(_) => (
-                FAILING,
-                "orders cannot be written: a write timed out; the log says why",
-            ),
+            Err(_) => (FAILING, "orders cannot be written: a write takes over 2 s"),
         };
         // Failed writes of requests are known before the next check.
         let writer = self.store.writer_stats();

@@ -8,6 +8,7 @@ mod body;
 mod event;
 mod prefer;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use percent_encoding::percent_decode_str;
@@ -35,20 +36,31 @@ const ATTENTION: [(&str, AttentionFilter); 4] = [
 
 /// Parses the id in a path segment. A plus sign is literal, not a space.
 pub(super) fn id_in_path(segment: &str) -> Result<OrderId, Problem> {
-    let bytes = segment.as_bytes();
-    for (index, _) in segment.match_indices('%') {
-        let escape = bytes.get(index + 1..index + 3);
-        if !escape.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
-            return Err(Problem::path(
-                "a % must be followed by two hexadecimal digits; a % itself is written %25",
-            ));
-        }
-    }
-    let text = percent_decode_str(segment)
-        .decode_utf8()
-        .map_err(|_| Problem::path("the escapes in the id must be UTF-8"))?;
+    let text = unescaped(segment).map_err(Problem::path)?;
     // An invalid id cannot exist, so it is not found.
     OrderId::new(&*text).map_err(|_| Problem::no_such_order(&text))
+}
+
+/// Decodes percent-encoded text (RFC 3986, section 2.1).
+fn unescaped(text: &str) -> Result<Cow<'_, str>, &'static str> {
+    let is_escape = |(index, _)| {
+        let digits = text.as_bytes().get(index + 1..index + 3);
+        digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
+    };
+    if !text.match_indices('%').all(is_escape) {
+        return Err("a % must be followed by two hexadecimal digits; a % itself is written %25");
+    }
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map_err(|_| "the escapes must be UTF-8")
+}
+
+/// Returns the names and values in a query.
+fn parameters(query: &str) -> Result<form_urlencoded::Parse<'_>, Problem> {
+    for pair in query.split('&') {
+        let (name, _) = pair.split_once('=').unwrap_or((pair, ""));
+        unescaped(pair).map_err(|why| Problem::parameter(name, why))?;
+    }
+    Ok(form_urlencoded::parse(query.as_bytes()))
 }
 
 /// Parameters of a list of orders.
@@ -63,7 +75,7 @@ impl ListQuery {
     pub fn parse(query: &str) -> Result<Self, Problem> {
         let mut parsed = Self::default();
         let mut seen = HashSet::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        for (name, value) in parameters(query)? {
             if name != "status" {
                 check_new(&mut seen, &name)?;
             }
@@ -158,7 +170,7 @@ fn check_new(seen: &mut HashSet<String>, name: &str) -> Result<(), Problem> {
 
 /// Rejects all parameters.
 pub(super) fn no_parameters(query: &str) -> Result<(), Problem> {
-    match form_urlencoded::parse(query.as_bytes()).next() {
+    match parameters(query)?.next() {
         None => Ok(()),
         Some((name, _)) => Err(Problem::parameter(
             &name,
@@ -382,6 +394,8 @@ mod tests {
             "id=a1",
             "=",
             "Status=CREATED",
+            "attention=%zz",
+            "after=%ff",
         ] {
             assert!(ListQuery::parse(bad).is_err(), "{bad}");
         }

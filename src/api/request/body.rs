@@ -57,6 +57,7 @@ pub(in super::super) fn new_order(body: &[u8]) -> Result<OrderId, Problem> {
     match text.trim_ascii_start().chars().next() {
         None => return Err(refused("empty")),
         Some('{') => {}
+        Some('\u{feff}') => return Err(refused("preceded by a byte order mark")),
         Some(_) => return Err(refused("not a JSON object")),
     }
     let wrong = |what: &str| Problem::member("id", format!("the member \"id\" {what}"));

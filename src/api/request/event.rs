@@ -6,7 +6,7 @@ use url::form_urlencoded;
 use warp::http::HeaderMap;
 
 use super::super::problem::Problem;
-use super::{check_new, limit, prefers};
+use super::{check_new, limit, parameters, prefers};
 use crate::order::OrderId;
 use crate::store::Cursor;
 
@@ -45,7 +45,7 @@ impl EventQuery {
         let mut limit_given = None;
         let mut order = None;
         let mut seen = HashSet::new();
-        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        for (name, value) in parameters(query)? {
             check_new(&mut seen, &name)?;
             match &*name {
                 "after" if value == "latest" => after = After::Latest,
@@ -188,6 +188,8 @@ mod tests {
             ("limit=1001", "limit"),
             ("order_id=", "order_id"),
             ("order_id=%00", "order_id"),
+            ("order_id=%ff", "order_id"),
+            ("order_id=%zz", "order_id"),
             ("order_id=a&order_id=a", "order_id"),
             ("status=CREATED", "status"),
             ("lastEventId=9", "lastEventId"),
