@@ -180,7 +180,7 @@ impl HttpUpstream {
                 " (is ORDER_PROCESS_TOKEN right?)".to_owned()
             }
             StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
-                " (are the user name and password in HTTP_PROXY right?)".to_owned()
+                " (are the user name and password in the proxy's URL right?)".to_owned()
             }
             // The service has this path, and answers 200 about an unknown order.
             StatusCode::NOT_FOUND => format!(" (is this the right URL? {})", self.url),
