@@ -148,7 +148,7 @@ impl Api {
             invocation: match dev {
                 Dev::Off => Invocation::elsewhere(),
                 // In dev mode the reader of an explanation is on this machine.
-                Dev::On(_) => Invocation::here(process::program_name(), store.address()),
+                Dev::On(_) => Invocation::here(process::program_name(), store.info().address),
             },
             dev,
             store,

@@ -127,7 +127,7 @@ pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
     let store = Store::open(&args.database.database_url, Mode::ReadOnly)?;
     let now = store.clock().now();
     if let Some(details) = store.details(&args.id, now).await? {
-        let invocation = Invocation::here(process::program_name(), store.address());
+        let invocation = Invocation::here(process::program_name(), store.info().address);
         process::print(details.explain(now, &invocation));
         return Ok(Exit::Done);
     }

@@ -187,7 +187,7 @@ fn print_banner(
 {breaking}  Ctrl-C ends it, and prints an account.
 
 ",
-        data = store.address(),
+        data = store.info().address,
     ));
     Ok(())
 }

@@ -85,7 +85,7 @@ pub async fn of_reconciler(database: &DatabaseUrl) -> anyhow::Result<String> {
     let store = Store::open(database, Mode::ReadOnly)?;
     let read = async || {
         let state = store.heartbeat().await;
-        let state = state.with_context(|| store.address().to_owned())?;
+        let state = state.with_context(|| store.info().address)?;
         anyhow::Ok((state, store.clock().now()))
     };
     let (mut state, mut now) = read().await?;

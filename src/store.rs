@@ -50,8 +50,8 @@ use futures_util::Stream;
 
 pub use self::address::{DatabaseUrl, DatabaseUrlError};
 pub use self::answers::{
-    Creation, DatabaseInfo, DatabaseSummary, Durability, Finding, OperatorResult, OrderView,
-    PruneCounts, Resolution, StartCandidate, StatsSnapshot,
+    Creation, DatabaseInfo, DatabaseSize, DatabaseSummary, Durability, Finding, OperatorResult,
+    OrderView, PruneCounts, Resolution, StartCandidate, StatsSnapshot,
 };
 use self::answers::{Outage, Page};
 pub use self::backup::{Backup, BackupError, back_up};
@@ -143,12 +143,6 @@ impl Store {
             DatabaseUrl::Postgres(url) => Engine::Postgres(postgres::Engine::open(url, mode)?),
         };
         Ok(Self { engine })
-    }
-
-    /// Returns the address of the database: the absolute path of its file, or a URL without a
-    /// password.
-    pub fn address(&self) -> &str {
-        call!(self.engine.address())
     }
 
     /// Creates an order, and returns once it is on disk.
@@ -288,14 +282,14 @@ impl Store {
         Ok(Some((self.queue().write(write).await?, last)))
     }
 
-    /// Returns the counters of this program's writer and the length of its queue.
-    pub fn writer_stats(&self) -> WriterStats {
-        self.queue().stats()
+    /// Returns a description of the database and of its use by this program, without a read.
+    pub fn info(&self) -> DatabaseInfo {
+        call!(self.engine.info())
     }
 
-    /// Returns a description of the database.
-    pub async fn info(&self) -> DatabaseInfo {
-        call!(self.engine.info().await)
+    /// Returns the size of the database.
+    pub async fn size(&self) -> DatabaseSize {
+        call!(self.engine.size().await)
     }
 
     /// Checks that orders can be written, by writing a row.
@@ -381,11 +375,6 @@ impl Store {
     /// Returns the clock by which orders are dated.
     pub fn clock(&self) -> DatabaseClock {
         self.queue().clock()
-    }
-
-    /// Returns what a commit has reached once it is acknowledged.
-    pub fn durability(&self) -> Durability {
-        call!(self.engine.durability())
     }
 
     /// Waits until this program must not use the database any longer, because its orders have moved or a

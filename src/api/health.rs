@@ -173,10 +173,10 @@ impl Health {
             Err(_) => (FAILING, "orders cannot be written: a write takes over 2 s"),
         };
         // Failed writes of requests are known before the next check.
-        let writer = self.store.writer_stats();
+        let info = self.store.info();
         let changed_at = match status {
-            OK => writer.succeeding_since,
-            _ => writer.failing_since,
+            OK => info.writer.succeeding_since,
+            _ => info.writer.failing_since,
         };
         let since = match &*cached {
             Some(last) if last.check.status == status => {
@@ -193,7 +193,7 @@ impl Health {
             status,
             since: Some(Rfc3339(since)),
             detail: detail.to_owned(),
-            durability: Some(self.store.durability().as_str()),
+            durability: Some(info.durability.as_str()),
         };
         *cached = Some(LastCheck {
             at: Instant::now(),

@@ -26,7 +26,7 @@ use crate::order::{Reason, ResolvedBy, Status};
 use crate::pace::UpstreamState;
 use crate::reconciler_metrics::DURATION_BOUNDS_MS;
 use crate::reconciler_state::ReconcilerState;
-use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, DatabaseInfo, WriterStats};
+use crate::store::{COMMIT_SIZE_BOUNDS, COMMIT_TIME_BOUNDS_US, DatabaseInfo, DatabaseSize};
 
 impl Api {
     /// `GET /metrics`.
@@ -35,10 +35,10 @@ impl Api {
         let mut metrics = Exposition::default();
         let version = [env!("CARGO_PKG_VERSION")];
         metrics.add(&table::BUILD_INFO, [(version, Value::Real(1.0))]);
-        let (health, cached, info) = tokio::join!(
+        let (health, cached, size) = tokio::join!(
             self.health.database(),
             self.stats_cache.read(&self.store),
-            self.store.info(),
+            self.store.size(),
         );
         // The remaining metrics are reported even while the database cannot be read.
         match cached {
@@ -54,7 +54,7 @@ impl Api {
             Err(error) => log_failed_read("metrics", &error),
         }
         let is_writable = health.status == OK;
-        database(&mut metrics, is_writable, info, &self.store.writer_stats());
+        database(&mut metrics, is_writable, size, &self.store.info());
         self.http(&mut metrics);
         let mut response = metrics.text.into_response();
         response
@@ -129,34 +129,30 @@ fn orders(metrics: &mut Exposition, cached: &CachedStats) {
 }
 
 /// Adds the metrics of the database, and of this program's writes to it.
-fn database(
-    metrics: &mut Exposition,
-    is_writable: bool,
-    info: DatabaseInfo,
-    writing: &WriterStats,
-) {
+fn database(metrics: &mut Exposition, is_writable: bool, size: DatabaseSize, info: &DatabaseInfo) {
+    let writer = &info.writer;
     metrics.one(&table::DATABASE_WRITABLE, Some(f64::from(is_writable)));
-    metrics.one(&table::DATABASE_BYTES, Some(info.bytes as f64));
-    let log_bytes = info.log_bytes.map(|bytes| bytes as f64);
+    metrics.one(&table::DATABASE_BYTES, Some(size.database as f64));
+    let log_bytes = size.log.map(|bytes| bytes as f64);
     metrics.one(&table::DATABASE_WAL_BYTES, log_bytes);
-    let times = us(&writing.commit_times, &COMMIT_TIME_BOUNDS_US);
+    let times = us(&writer.commit_times, &COMMIT_TIME_BOUNDS_US);
     metrics.add(&table::WRITE_BATCH_DURATION, [(UNLABELLED, times)]);
     if let Some(reconnects) = info.reconnects {
         metrics.add(&table::DATABASE_RECONNECTS, count(reconnects));
-        let waits = us(&writing.lock_waits, &COMMIT_TIME_BOUNDS_US);
+        let waits = us(&writer.lock_waits, &COMMIT_TIME_BOUNDS_US);
         metrics.add(&table::WRITE_TURN_WAIT, [(UNLABELLED, waits)]);
     }
-    let sizes = scaled(&writing.commit_sizes, &COMMIT_SIZE_BOUNDS, 1.0);
+    let sizes = scaled(&writer.commit_sizes, &COMMIT_SIZE_BOUNDS, 1.0);
     metrics.add(&table::WRITE_BATCH_WRITES, [(UNLABELLED, sizes)]);
-    metrics.one(&table::WRITE_QUEUE_LENGTH, Some(writing.waiting as f64));
+    metrics.one(&table::WRITE_QUEUE_LENGTH, Some(writer.waiting as f64));
     metrics.one(
         &table::WRITE_QUEUE_CAPACITY,
-        Some(writing.waiting_max as f64),
+        Some(writer.waiting_max as f64),
     );
     let refused = [
-        (["overloaded"], Value::Count(writing.overloaded)),
-        (["unwritable"], Value::Count(writing.unwritable)),
-        (["outcome_unknown"], Value::Count(writing.unknown)),
+        (["overloaded"], Value::Count(writer.overloaded)),
+        (["unwritable"], Value::Count(writer.unwritable)),
+        (["outcome_unknown"], Value::Count(writer.unknown)),
     ];
     metrics.add(&table::WRITES_REFUSED, refused);
 }

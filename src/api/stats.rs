@@ -21,25 +21,31 @@ use crate::order::EventReason;
 use crate::order::{Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::{LearnedLimits, StartRate, UpstreamState};
 use crate::reconciler_state::ReconcilerState;
-use crate::store::DatabaseInfo;
+use crate::store::{DatabaseInfo, DatabaseSize};
 
 impl Api {
     /// `GET /stats`.
     pub(super) async fn stats(&self, query: &str) -> Result<Response, Problem> {
         request::no_parameters(query)?;
-        let (database, cached, info) = tokio::join!(
+        let (database, cached, size) = tokio::join!(
             self.health.database(),
             self.stats_cache.read(&self.store),
-            self.store.info(),
+            self.store.size(),
         );
         let cached = cached.map_err(store_problem)?;
+        let info = self.store.info();
         let mut body = Vec::new();
-        json::write(&mut body, &stats(&cached, database, info));
+        json::write(&mut body, &stats(&cached, database, info, size));
         Ok(json_answer(StatusCode::OK, body))
     }
 }
 
-fn stats(cached: &CachedStats, database: Check, info: DatabaseInfo) -> impl Serialize {
+fn stats(
+    cached: &CachedStats,
+    database: Check,
+    info: DatabaseInfo,
+    size: DatabaseSize,
+) -> impl Serialize {
     let (now, journal) = (cached.now, &cached.journal);
     let heartbeat = &cached.snapshot.heartbeat;
     let orders = Status::ALL.map(|status| (status, cached.orders(status)));
@@ -88,8 +94,8 @@ fn stats(cached: &CachedStats, database: Check, info: DatabaseInfo) -> impl Seri
             detail: (database.status != OK).then_some(database.detail),
             engine: info.engine,
             durability: info.durability.as_str(),
-            bytes: info.bytes,
-            wal_bytes: info.log_bytes,
+            bytes: size.database,
+            wal_bytes: size.log,
             lost_entries: info.lost_entries,
         },
         upstream: upstream(heartbeat, now),

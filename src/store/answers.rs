@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::AddAssign;
 
-use super::Cursor;
+use super::{Cursor, WriterStats};
 use crate::decide::OpenOrder;
 use crate::order::{Attention, Order, OrderId, Reason, ResolvedBy, Status, Timestamp, words};
 use crate::reconciler_state::ReconcilerState;
@@ -155,21 +155,30 @@ words! {
     }
 }
 
-/// A description of the database, for statistics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A description of a database, and of its use by this program.
+#[derive(Debug)]
 pub struct DatabaseInfo {
+    /// Address of the database: the absolute path of its file, or a URL without a password.
+    pub address: String,
     /// Name of the engine, in lower case.
     pub engine: &'static str,
     /// Durability of an acknowledged commit.
     pub durability: Durability,
-    /// Size in bytes: of the database file, or of all tables and indexes.
-    pub bytes: u64,
-    /// Size in bytes of the write-ahead log beside the file; `None` on a server.
-    pub log_bytes: Option<u64>,
+    /// Counters of this program's writer, and the length of its queue.
+    pub writer: WriterStats,
     /// Number of connections to the server that were lost; `None` where there is no server.
     pub reconnects: Option<u64>,
     /// Number of journal entries that this program has written and that a standby lacked that was promoted.
     pub lost_entries: u64,
+}
+
+/// The size of a database, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DatabaseSize {
+    /// Size of the database file, or of all tables and indexes; 0 if it cannot be read.
+    pub database: u64,
+    /// Size of the write-ahead log beside the file; `None` on a server.
+    pub log: Option<u64>,
 }
 
 /// Number of orders and entries in a database.

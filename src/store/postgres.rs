@@ -56,7 +56,7 @@ use super::relocation::Purpose;
 use super::retirement::Retirement;
 use super::rows::{open_order_columns, open_order_of};
 use super::writer_state::WriterState;
-use super::{Changes, DatabaseInfo, Durability, OpenError, OpenOrders, StoreError};
+use super::{Changes, DatabaseInfo, DatabaseSize, Durability, OpenError, OpenOrders, StoreError};
 
 /// Number of connections that reads of one statement share, besides those of lookups.
 const SHARED_READERS: usize = 2;
@@ -201,11 +201,6 @@ impl Engine {
         Self { inner }
     }
 
-    /// Returns the address, without a password.
-    pub fn address(&self) -> &str {
-        self.inner.connector.address()
-    }
-
     pub fn queue(&self) -> &Queue {
         &self.inner.queue
     }
@@ -241,20 +236,29 @@ impl Engine {
         }
     }
 
-    /// Returns a description of the database; its size is 0 if it cannot be read.
-    pub async fn info(&self) -> DatabaseInfo {
+    pub fn info(&self) -> DatabaseInfo {
+        let connector = &self.inner.connector;
+        DatabaseInfo {
+            address: connector.address().to_owned(),
+            engine: "postgresql",
+            durability: match connector.is_replicated() {
+                true => Durability::Replicated,
+                false => Durability::Disk,
+            },
+            writer: self.queue().stats(),
+            reconnects: Some(connector.lost_connections()),
+            lost_entries: connector.own_entries.lost(),
+        }
+    }
+
+    pub async fn size(&self) -> DatabaseSize {
         let size = self.read(Read::Statement, |session| {
             Box::pin(session.value::<i64>(SIZE, &[]))
         });
         let size = tokio::time::timeout(SIZE_TIMEOUT, size).await;
-        let connector = &self.inner.connector;
-        DatabaseInfo {
-            engine: "postgresql",
-            durability: self.durability(),
-            bytes: size.map_or(0, |size| size.map_or(0, i64::unsigned_abs)),
-            log_bytes: None,
-            reconnects: Some(connector.lost_connections()),
-            lost_entries: connector.own_entries.lost(),
+        DatabaseSize {
+            database: size.map_or(0, |size| size.map_or(0, i64::unsigned_abs)),
+            log: None,
         }
     }
 
@@ -264,13 +268,6 @@ impl Engine {
         let inner = &self.inner;
         let others = inner.listener.subscribe(&inner.connector, &inner.runtime);
         Ok(Changes { own, others })
-    }
-
-    pub fn durability(&self) -> Durability {
-        match self.inner.connector.is_replicated() {
-            true => Durability::Replicated,
-            false => Durability::Disk,
-        }
     }
 
     pub fn retirement(&self) -> &Retirement {

@@ -471,7 +471,7 @@ mod tests {
              SELECT seq, seq, 0, 'created' FROM orders; \
              UPDATE pruned SET entries = 1, last_entry_seq = {count}"
         );
-        let db = rusqlite::Connection::open(store.address()).unwrap();
+        let db = rusqlite::Connection::open(store.info().address).unwrap();
         db.execute_batch(&fill).unwrap();
         let mut history = JournalStats::default();
         for _ in 0..2 {

@@ -29,7 +29,7 @@ impl ReadOnlyDatabase {
         }))
     }
 
-    /// Like [`Store::address`](super::Store::address).
+    /// Returns the address of the database: the absolute path of its file, or a URL without a password.
     pub fn address(&self) -> String {
         match &self.0 {
             Engine::Sqlite(file) => file.path().display().to_string(),

@@ -53,7 +53,7 @@ use super::queue::Queue;
 use super::relocation::Purpose;
 use super::retirement::Retirement;
 use super::rows::{Columns, order_view_of};
-use super::{DatabaseInfo, Durability, OpenError, OpenOrders, OrderView, StoreError};
+use super::{DatabaseInfo, DatabaseSize, Durability, OpenError, OpenOrders, OrderView, StoreError};
 use crate::order::OrderId;
 
 impl From<rusqlite::Error> for StoreError {
@@ -77,23 +77,17 @@ pub(super) struct Engine {
 
 struct Inner {
     path: PathBuf,
-    /// The path as text.
-    address: String,
     readers: r2d2::Pool<SqliteConnectionManager>,
     writer: Writer,
 }
 
 impl Engine {
     pub fn open(path: &Path, mode: Mode) -> Result<Self, OpenError> {
-        let inner = match mode {
+        let (path, readers, writer) = match mode {
             Mode::ReadOnly => {
                 let (_db, path) = open::for_reading(path)?;
-                Inner {
-                    address: path.display().to_string(),
-                    readers: open::readers_of(&path, open::READ_ONLY)?,
-                    writer: Writer::none(),
-                    path,
-                }
+                let readers = open::readers_of(&path, open::READ_ONLY)?;
+                (path, readers, Writer::none())
             }
             mode => {
                 if let Mode::Existing = mode {
@@ -104,13 +98,13 @@ impl Engine {
                 let writer = Writer::start(db, file.clone(), mode)?;
                 // All connections opened by now use one file.
                 file.check().map_err(|error| file.error(error))?;
-                Inner {
-                    address: file.path.display().to_string(),
-                    path: file.path,
-                    readers,
-                    writer,
-                }
+                (file.path, readers, writer)
             }
+        };
+        let inner = Inner {
+            path,
+            readers,
+            writer,
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -129,10 +123,6 @@ impl Engine {
     /// Waits until a read may be made on a runtime's worker thread. It is held until the read ends.
     pub async fn permit(&self) -> Result<Option<SemaphorePermit<'_>>, StoreError> {
         self.reads.permit().await
-    }
-
-    pub fn address(&self) -> &str {
-        &self.inner.address
     }
 
     pub fn try_lock_lead(&self) -> Result<Option<LeaderLock>, OpenError> {
@@ -166,17 +156,23 @@ impl Engine {
         Ok(list)
     }
 
-    /// Returns a description of the database; the size of a missing file is 0.
-    pub async fn info(&self) -> DatabaseInfo {
-        let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
-        let path = &self.inner.path;
+    pub fn info(&self) -> DatabaseInfo {
         DatabaseInfo {
+            address: self.inner.path.display().to_string(),
             engine: "sqlite",
-            durability: self.durability(),
-            bytes: bytes(path),
-            log_bytes: Some(bytes(&file::with_suffix(path, "-wal"))),
+            durability: Durability::Disk,
+            writer: self.queue().stats(),
             reconnects: None,
             lost_entries: 0,
+        }
+    }
+
+    pub async fn size(&self) -> DatabaseSize {
+        let bytes = |path: &Path| fs::metadata(path).map_or(0, |metadata| metadata.len());
+        let path = &self.inner.path;
+        DatabaseSize {
+            database: bytes(path),
+            log: Some(bytes(&file::with_suffix(path, "-wal"))),
         }
     }
 
@@ -187,10 +183,6 @@ impl Engine {
         self.read(Read::Statement, |db| {
             db.query_row(FREE_BYTES, [], |row| row.count(0))
         })
-    }
-
-    pub fn durability(&self) -> Durability {
-        Durability::Disk
     }
 
     /// Runs a query, in one read transaction if it has several statements.

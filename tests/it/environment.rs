@@ -356,7 +356,7 @@ pub async fn write_heartbeat(store: &Store, heartbeat: ReconcilerState) {
 
 /// Takes leadership of a database, as after a crash of the last leader.
 pub async fn lead(store: &Store) -> Leadership {
-    let _ = fs::remove_file(format!("{}-leader", store.address()));
+    let _ = fs::remove_file(format!("{}-leader", store.info().address));
     // A server notices a little later that the connection of the last one has ended.
     for _ in 0..500 {
         let lead = store.try_lead().await.expect("the database can be written");

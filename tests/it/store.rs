@@ -277,7 +277,7 @@ async fn a_start_counts_from_its_intent_until_it_is_known_to_have_had_no_effect(
 async fn the_schema_refuses_impossible_rows(new_database: Factory) {
     let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 10).await;
-    execute(store.address(), "UPDATE orders SET starts = 0");
+    execute(&store.info().address, "UPDATE orders SET starts = 0");
     let changes = [
         "status = 'LOST'",
         "status = 'created'",
@@ -303,7 +303,7 @@ async fn the_schema_refuses_impossible_rows(new_database: Factory) {
         "INSERT INTO heartbeat (id) VALUES (2)".to_owned(),
     ];
     for sql in changes.into_iter().chain(rows) {
-        assert!(try_execute(store.address(), &sql).is_err(), "{sql}");
+        assert!(try_execute(&store.info().address, &sql).is_err(), "{sql}");
     }
 }
 
@@ -352,7 +352,7 @@ async fn a_maximum_of_starts_may_exceed_what_a_row_can_hold(new_database: Factor
     let TestDatabase { store, .. } = &new_database();
     create(store, "a1", 1).await;
     execute(
-        store.address(),
+        &store.info().address,
         "UPDATE orders SET starts = 2147483647, attempts = 1, attention = 'max_starts', \
          attention_since = 1, attention_detail = ''",
     );
@@ -440,7 +440,7 @@ async fn a_database_that_is_only_read_refuses_every_write(new: Factory) {
         store, env: _env, ..
     } = new();
     create(&store, "a", 1).await;
-    let address: DatabaseUrl = store.address().parse().unwrap();
+    let address: DatabaseUrl = store.info().address.parse().unwrap();
     let store = Store::open(&address, Mode::ReadOnly).unwrap();
     let refused = store.check_writable(Timestamp(2)).await;
     assert!(

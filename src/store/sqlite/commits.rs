@@ -121,7 +121,7 @@ mod tests {
     #[tokio::test]
     async fn a_poll_finds_each_commit_of_another_process_and_nothing_else() {
         let (_folder, [store, other]) = stores();
-        let mut log = Log::new(store.address().as_ref());
+        let mut log = Log::new(store.info().address.as_ref());
         other.check_writable(Timestamp(1)).await.unwrap();
         assert!(log.may_have_commits().unwrap());
         assert!(log.may_have_commits().unwrap(), "it may not be visible yet");

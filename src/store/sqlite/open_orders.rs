@@ -74,7 +74,7 @@ mod tests {
                    UPDATE orders SET attention = 'process_lost', attention_since = 1, \
                                      attention_detail = '' WHERE seq = 11; \
                    UPDATE orders SET intent_at = 1 WHERE seq = 13;";
-        let db = Connection::open(store.address()).unwrap();
+        let db = Connection::open(store.info().address).unwrap();
         db.execute_batch(&format!("{fill}; {odd}")).unwrap();
         let list = store.open_orders().await.unwrap();
         for (index, order) in list.orders().enumerate().take(20) {

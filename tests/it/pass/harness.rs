@@ -99,7 +99,7 @@ impl Harness {
     /// Puts the database on a disk that can be full.
     pub(super) fn on_a_disk(&mut self) -> Arc<Disk> {
         let disk = Arc::new(Disk::default());
-        let path = self.store.address().parse::<DatabaseUrl>().unwrap();
+        let path = self.store.info().address.parse::<DatabaseUrl>().unwrap();
         self.store = Store::open(&path, Mode::Synchronous(disk.clone())).unwrap();
         disk
     }

@@ -139,7 +139,7 @@ fn sightings_are_written_in_one_commit_and_under_other_policies_never() {
         let mut harness = failing(50);
         harness.settings.lost_process = lost_process;
         let counter = Arc::new(Counter::default());
-        let path = harness.store.address().parse::<DatabaseUrl>().unwrap();
+        let path = harness.store.info().address.parse::<DatabaseUrl>().unwrap();
         harness.store = Store::open(&path, Mode::Synchronous(counter.clone())).unwrap();
         let mut reconciler = harness.reconciler();
         pass(&mut reconciler);

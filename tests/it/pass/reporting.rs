@@ -172,7 +172,7 @@ fn a_stop_interrupts_a_single_run_only_if_it_leaves_an_order_untried() {
             let mut harness = Harness::new(100);
             harness.settings.max_in_flight = max_in_flight;
             harness.create_many(3);
-            let path = harness.store.address().parse::<DatabaseUrl>().unwrap();
+            let path = harness.store.info().address.parse::<DatabaseUrl>().unwrap();
             let faults = Arc::new(StopAt {
                 stop: stop.clone(),
                 writes_left: write.into(),

@@ -42,7 +42,7 @@ impl OneOfEach {
                 assert_eq!(record(&store, seq, vec![step], at).await, (1, 0));
             }
         }
-        let address = store.address().to_owned();
+        let address = store.info().address;
         Self { env, address }
     }
 

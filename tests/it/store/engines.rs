@@ -64,7 +64,7 @@ fn both_engines_give_equal_answers_in_random_runs() {
 
 /// Methods of the store whose answers are not compared, each with the reason.
 const NOT_COMPARED: [(&str, &str); 5] = [
-    ("info", "describes the engine"),
+    ("size", "depends on the engine"),
     (
         "retired",
         "returns when the database must not be used any longer",

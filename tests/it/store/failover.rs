@@ -173,7 +173,7 @@ async fn a_commit_that_a_standby_has_not_flushed_is_not_called_replicated() {
         let primary = Cluster::own(&[&format!("synchronous_commit={setting}")]);
         let _standby = primary.standby("second");
         primary.replicate_to("second");
-        assert_eq!(open(&[primary.port()]).durability(), durability);
+        assert_eq!(open(&[primary.port()]).info().durability, durability);
     }
 }
 
@@ -393,11 +393,11 @@ async fn a_promoted_asynchronous_standby_reuses_numbers_and_readers_are_refused(
         create(&store, &format!("a{number}"), number).await;
     }
     let (_, there) = store.events(None, Cursor::default(), 1_000).await.unwrap();
-    assert_eq!((there.seq, store.info().await.lost_entries), (5, 0));
+    assert_eq!((there.seq, store.info().lost_entries), (5, 0));
     primary.kill();
     standby.promote();
     assert_eq!(create(&store, "b2", 6).await, 2, "the number is reused");
-    assert_eq!(store.info().await.lost_entries, 4);
+    assert_eq!(store.info().lost_entries, 4);
     for cursor in [there, Cursor::bare(5)] {
         let gone = store.events(None, cursor, 10).await;
         assert!(matches!(gone, Err(StoreError::Gone(_))), "{gone:?}");
@@ -420,7 +420,7 @@ async fn a_commit_that_no_standby_confirms_is_answered_within_a_time_limit() {
         "{answer:?}"
     );
     assert!(begun.elapsed() < Duration::from_secs(15));
-    assert_eq!(store.durability(), Durability::Replicated);
+    assert_eq!(store.info().durability, Durability::Replicated);
     primary.set("synchronous_standby_names", "");
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

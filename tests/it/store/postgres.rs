@@ -348,7 +348,7 @@ async fn an_order_is_explained_by_a_session_that_writes_nothing() {
     let database = cluster().database();
     let TestDatabase { store, env, .. } = new_database_in(&database);
     let url = cluster().url(&database);
-    assert_eq!(store.address(), url);
+    assert_eq!(store.info().address, url);
     let explain = |id: &str| {
         let arguments = ["explain", id, "--database-url", &url];
         env.run("order-service", &arguments)

@@ -35,7 +35,7 @@ async fn the_schema_refuses_values_of_other_types_and_entries_of_no_order() {
         "INSERT INTO journal (order_seq, at, reason) VALUES (99, 1, 'created')",
         "INSERT INTO journal (order_seq, at, reason) VALUES (1, 'now', 'created')",
     ] {
-        assert!(try_execute(store.address(), sql).is_err(), "{sql}");
+        assert!(try_execute(&store.info().address, sql).is_err(), "{sql}");
     }
 }
 

@@ -32,7 +32,7 @@ impl Bench {
     /// Number of commits in the write-ahead log: frames whose header gives the size of the
     /// database (SQLite's file format, section 4.1).
     fn commits(&self) -> usize {
-        let log = std::fs::read(format!("{}-wal", self.store.address())).unwrap();
+        let log = std::fs::read(format!("{}-wal", self.store.info().address)).unwrap();
         let frames = log.get(32..).unwrap_or_default();
         let frames = frames.chunks_exact(24 + 4096);
         frames.filter(|frame| frame[4..8] != [0; 4]).count()
@@ -65,7 +65,7 @@ async fn sixty_four_creations_at_once_share_a_commit() {
 async fn a_program_that_ends_leaves_everything_in_the_file_itself() {
     let bench = Bench::new();
     assert!(matches!(bench.create("a1").await, Ok(Ok(_))));
-    let log = format!("{}-wal", bench.store.address());
+    let log = format!("{}-wal", bench.store.info().address);
     assert!(std::fs::metadata(&log).unwrap().len() > 0);
     bench.store.checkpoint().await;
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
@@ -76,7 +76,7 @@ async fn one_bad_row_does_not_fail_the_others_of_its_batch() {
     let bench = Bench::new();
     let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON orders WHEN NEW.id = 'bad' \
                   BEGIN SELECT RAISE(ABORT, 'a bad row'); END";
-    let db = Connection::open(bench.store.address()).unwrap();
+    let db = Connection::open(bench.store.info().address).unwrap();
     db.execute_batch(refuse).unwrap();
     bench.other.lock().unwrap();
     let good = bench.create("a1");
@@ -103,7 +103,7 @@ async fn a_write_that_waits_too_long_is_taken_back_and_never_happens() {
     bench.other.lock().unwrap();
     let late = bench.create("late").await.unwrap();
     assert!(matches!(late, Err(StoreError::Unwritable(_))), "{late:?}");
-    assert_eq!(bench.store.writer_stats().unwritable, 1);
+    assert_eq!(bench.store.info().writer.unwritable, 1);
     bench.other.unlock().unwrap();
     assert!(matches!(bench.create("next").await, Ok(Ok(_))));
     assert_eq!(bench.store.newest_seq().await.unwrap(), 1);
@@ -119,7 +119,7 @@ async fn more_writes_than_may_wait_are_refused_at_once() {
         .map(|n| bench.create(&format!("a{n}")))
         .collect();
     // The writer has taken one more write off the queue.
-    while bench.store.writer_stats().overloaded < 9 {
+    while bench.store.info().writer.overloaded < 9 {
         tokio::task::yield_now().await;
     }
     bench.other.unlock().unwrap();
@@ -131,7 +131,7 @@ async fn more_writes_than_may_wait_are_refused_at_once() {
         }
     }
     assert!((1..=10).contains(&overloaded), "{overloaded}");
-    let stats = bench.store.writer_stats();
+    let stats = bench.store.info().writer;
     assert_eq!((stats.overloaded, stats.unwritable), (overloaded, 0));
     assert_eq!((stats.waiting, stats.waiting_max), (0, QUEUE_MAX));
     let created = (QUEUE_MAX + 10) as u64 - overloaded;
