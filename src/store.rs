@@ -48,7 +48,7 @@ mod writer_stats;
 
 use futures_util::Stream;
 
-pub use self::address::{DatabaseUrl, DatabaseUrlError};
+pub use self::address::{DatabaseUrl, DatabaseUrlError, may_hold_password};
 pub use self::answers::{
     Creation, DatabaseInfo, DatabaseSize, DatabaseSummary, Durability, Finding, OperatorResult,
     OrderView, PruneCounts, Resolution, StartCandidate, StatsSnapshot,

@@ -8,7 +8,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use crate::store::DatabaseUrl;
+use crate::store::{DatabaseUrl, may_hold_password};
 
 /// Parses the arguments, after inserting the command that `default_command` returns for the first
 /// argument. `elsewhere` returns where an unknown command is instead, and `contradiction` the error of
@@ -38,13 +38,7 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             },
         )
         .unwrap_or_else(|mut error| {
-            // A URL may hold a password, and standard error is often kept.
-            if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
-                && value.contains('@')
-            {
-                let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
-                error.insert(ContextKind::InvalidValue, hidden);
-            }
+            hide_passwords(&mut error);
             if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand)
                 && let Some(tip) = elsewhere(name)
             {
@@ -62,6 +56,24 @@ pub(super) fn parse<T: CommandFactory + FromArgMatches>(
             }
             std::process::exit(error.exit_code())
         })
+}
+
+/// Hides what may hold a password in an error, because standard error is often kept.
+fn hide_passwords(error: &mut clap::Error) {
+    for kind in [
+        ContextKind::InvalidValue,
+        ContextKind::InvalidArg,
+        ContextKind::InvalidSubcommand,
+    ] {
+        if let Some(ContextValue::String(value)) = error.get(kind)
+            && may_hold_password(value)
+        {
+            let hidden = ContextValue::String("(not shown, as it may hold a secret)".into());
+            error.insert(kind, hidden);
+            // It would repeat the value.
+            error.insert(ContextKind::Suggested, ContextValue::None);
+        }
+    }
 }
 
 /// Joins each flag to a value that begins like a negative number, so that the error is that of its parser. With

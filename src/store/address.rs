@@ -46,6 +46,13 @@ pub enum DatabaseUrlError {
     /// The URL has parameters.
     #[error("parameters after '?' are not supported; write sqlite:FILE or a path")]
     Parameters,
+    /// The text may be an address with a password, written in another way. It is not repeated, nor does it
+    /// become the name of a file.
+    #[error(
+        "this is neither a path nor a known address; write, without spaces or quotes around it, sqlite:FILE \
+         or a path, or, in builds with PostgreSQL, postgres://USER@HOST:PORT/DATABASE instead of key=value"
+    )]
+    NotAPath,
     /// It is the address of a database on PostgreSQL, and this program was built without that.
     #[cfg(not(feature = "postgres"))]
     #[error(
@@ -63,6 +70,11 @@ impl FromStr for DatabaseUrl {
     type Err = DatabaseUrlError;
 
     fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
+        // Left by a variable that no shell has read, such as one of `docker --env-file`.
+        let is_stray = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
+        if text.starts_with(is_stray) || text.ends_with(is_stray) {
+            return Err(DatabaseUrlError::NotAPath);
+        }
         let path = match text.split_once(':') {
             Some(("sqlite", rest)) => {
                 if rest.contains('?') {
@@ -77,7 +89,7 @@ impl FromStr for DatabaseUrl {
             Some(("postgres" | "postgresql", _)) => {
                 return Ok(Self::Postgres(Box::new(text.parse()?)));
             }
-            Some((scheme, _)) if is_scheme(scheme) => {
+            Some((scheme, _)) if is_scheme(scheme) && !is_address(text) => {
                 return Err(DatabaseUrlError::Scheme(format!("{scheme}:")));
             }
             _ => text,
@@ -85,9 +97,29 @@ impl FromStr for DatabaseUrl {
         match path {
             "" => Err(DatabaseUrlError::Empty),
             ":memory:" => Err(DatabaseUrlError::Memory),
+            path if is_address(path) => Err(DatabaseUrlError::NotAPath),
             path => Ok(Self::Sqlite(PathBuf::from(path))),
         }
     }
+}
+
+/// Returns whether a text is an address of some kind rather than a path: a URL, or libpq's `key=value`.
+fn is_address(text: &str) -> bool {
+    const FIRST_KEYS: [&str; 7] = [
+        "host", "hostaddr", "port", "user", "dbname", "service", "sslmode",
+    ];
+    let text = text.to_ascii_lowercase().replace(char::is_whitespace, "");
+    let first = text.split_once('=').map(|(key, _)| key);
+    text.contains("://")
+        || text.contains("password=")
+        || first.is_some_and(|key| FIRST_KEYS.contains(&key))
+}
+
+/// Returns whether a value that was refused may be the address of a database, with a password.
+pub fn may_hold_password(value: &str) -> bool {
+    value.contains('@')
+        || !value.starts_with("http")
+            && (is_address(value) || value.to_ascii_lowercase().contains("postgres"))
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -117,6 +149,8 @@ mod tests {
             ("o.db", "o.db"),
             ("./a:b.db", "./a:b.db"),
             ("what?.db", "what?.db"),
+            ("a@b=c.db", "a@b=c.db"),
+            ("/data/host=a/o.db", "/data/host=a/o.db"),
         ] {
             assert_eq!(text.parse(), Ok(DatabaseUrl::Sqlite(path.into())), "{text}");
         }
@@ -130,6 +164,33 @@ mod tests {
             "sqlite:o.db?mode=ro",
         ] {
             assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_an_address_with_a_password_is_no_path_and_is_hidden() {
+        for text in [
+            " postgres://me:secret@db/orders",
+            "\"postgres://me:secret@db/orders\"",
+            "'postgres://me:secret@db/orders'",
+            "Postgres://db/orders?password=secret",
+            "jdbc:postgresql://db/orders?user=me&password=secret",
+            "mysql://me:secret@db/orders",
+            "sqlite:postgres://me:secret@db/orders",
+            "host=db user=orders password=secret",
+            "dbname = orders",
+            "me Password = secret",
+        ] {
+            let error = text.parse::<DatabaseUrl>().unwrap_err();
+            assert_eq!(error, DatabaseUrlError::NotAPath, "{text}");
+            assert!(may_hold_password(text), "{text}");
+        }
+        for text in ["\"o.db\"", "o.db ", "\t"] {
+            let error = text.parse::<DatabaseUrl>().unwrap_err();
+            assert_eq!(error, DatabaseUrlError::NotAPath, "{text}");
+        }
+        for text in ["sqlite:o.db?mode=ro", "http://127.0.0.1:8000/?x=1", "fast"] {
+            assert!(!may_hold_password(text), "{text}");
         }
     }
 }

@@ -317,4 +317,29 @@ fn a_password_in_a_url_is_refused_and_never_shown() {
         assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
         assert!(ran.stderr.contains(flag), "{ran:?}");
     }
+    for value in [
+        "postgres://user:s3c?hunter2@127.0.0.1:9/orders",
+        "postgres://user:s3c@hunter2@127.0.0.1:9/orders",
+        " postgres://user:hunter2@127.0.0.1:9/orders",
+        "\"postgres://user:hunter2@127.0.0.1:9/orders\"",
+        "Postgres://127.0.0.1:9/orders?password=hunter2",
+        "host=127.0.0.1 port=9 user=user password=hunter2",
+    ] {
+        for command in [
+            &["order-service", "api"][..],
+            &["order-reconciler"],
+            &["order-service", "check"],
+            &["order-service", "copy", value, "o.db"],
+            &["order-service", "copy", "o.db", value],
+            &["order-service", "backup", value],
+            &["order-service", value],
+            &["order-service", "api", value],
+        ] {
+            let ran = run(&env, command, &[], &[("DATABASE_URL", value)]).assert_code(2);
+            assert!(!ran.stderr.contains("hunter2"), "{ran:?}");
+        }
+    }
+    let files = fs::read_dir(env.path(".")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| !name.ends_with(".log")).count(), 0);
 }

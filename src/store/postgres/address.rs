@@ -56,11 +56,17 @@ pub enum PostgresUrlError {
     )]
     Unverified(String),
     /// Its `sslmode` has an unknown value.
-    #[error("sslmode={0} is unknown; expected verify-full, require or disable")]
-    UnknownMode(String),
+    #[error("the value of sslmode is unknown; expected verify-full, require or disable")]
+    UnknownMode,
     /// Sessions that cannot write are of no use.
     #[error("target_session_attrs can only be read-write, which is the default")]
     SessionAttributes,
+    /// It would be read in more than one way, and a part of the password be taken for something else.
+    #[error(
+        "write @ as %40 and ? as %3F in the user and the password, and @ as %40 in parameters; an address \
+         has one @ at most, before its hosts"
+    )]
+    Unescaped,
     /// TLS depends on the hosts, so a parameter must name no others.
     #[error(
         "name each host before the database: postgres://USER@HOST:PORT,HOST:PORT/DATABASE; \
@@ -152,6 +158,9 @@ impl FromStr for PostgresUrl {
 
     fn from_str(text: &str) -> Result<Self, PostgresUrlError> {
         let (base, query) = text.split_once('?').unwrap_or((text, ""));
+        if query.contains('@') || base.matches('@').count() > 1 {
+            return Err(PostgresUrlError::Unescaped);
+        }
         let (mut mode, mut root_certificates, mut rest) = (None, None, Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
             match parameter.split_once('=') {
@@ -172,6 +181,8 @@ impl FromStr for PostgresUrl {
         };
         let syntax = |error: tokio_postgres::Error| {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
+            // What follows an `&` in a password would be named as an unknown option.
+            let cause = cause.filter(|_| !query.contains("password"));
             PostgresUrlError::Syntax(cause.unwrap_or_else(|| error.to_string()))
         };
         let (before, hosts, after) = around_hosts(&plain);
@@ -195,7 +206,7 @@ impl FromStr for PostgresUrl {
             Some(mode @ ("allow" | "prefer" | "verify-ca")) => {
                 return Err(PostgresUrlError::Unverified(mode.to_owned()));
             }
-            Some(mode) => return Err(PostgresUrlError::UnknownMode(mode.to_owned())),
+            Some(_) => return Err(PostgresUrlError::UnknownMode),
         };
         for config in &mut servers {
             config
@@ -242,9 +253,9 @@ fn is_on_this_machine(host: &Host) -> bool {
     }
 }
 
-/// Returns an address without its password, which may precede the last `@` or be a parameter.
+/// Returns an address without its password, which may precede the `@` or be a parameter.
 fn without_password(base: &str, query: &str) -> String {
-    let mut text = match base.split_once("://").zip(base.rsplit_once('@')) {
+    let mut text = match base.split_once("://").zip(base.split_once('@')) {
         Some(((scheme, credentials), (_, place))) => {
             let end = credentials.find([':', '@']).unwrap_or(credentials.len());
             format!("{scheme}://{}@{place}", &credentials[..end])
@@ -287,7 +298,7 @@ mod tests {
                 "postgres://me:secret@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa",
                 "postgres://me@one:1,two:2/orders?sslmode=disable&sslrootcert=%2Fa",
             ),
-            ("postgres://me:se@c/ret@db/o", "postgres://me@db/o"),
+            ("postgres://me:se/cret@db/o", "postgres://me@db/o"),
             ("postgres://:secret@db/o", "postgres://@db/o"),
             (
                 "postgresql://me@[::1]:2/o?pass%77ord=secret&connect_timeout=3&",
@@ -309,8 +320,19 @@ mod tests {
         assert!(!url.to_string().contains("secret"), "{url}");
         let url: PostgresUrl = url.to_string().parse().unwrap();
         assert!(!url.has_password());
-        let error = "postgres://me:secret@one:port/orders".parse::<PostgresUrl>();
-        assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+        for text in [
+            "postgres://me:secret@one:port/orders",
+            "postgres://me:a?secret@one/orders",
+            "postgres://me:a@secret@one/orders",
+            "postgres://me:a@secret/b@one/orders",
+            "postgres://one/orders?sslmode=secret",
+            "postgres://one/orders?sslmode=require?password=secret",
+            "postgres://one/orders?password=a&secret=b",
+            "postgres://one/orders?password=a@secret",
+        ] {
+            let error = text.parse::<PostgresUrl>().unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{text}: {error}");
+        }
     }
 
     #[test]
