@@ -59,8 +59,13 @@ pub async fn backup(args: BackupArgs) -> anyhow::Result<Exit> {
 /// `copy`: moves all orders into another database, undoes that, or compares two databases.
 pub async fn copy(args: CopyArgs) -> anyhow::Result<Exit> {
     let stop = process::stop_on_signals()?;
+    let interrupted = match (args.verify_only, args.take_back) {
+        (true, _) => "comparison interrupted; nothing was changed",
+        (_, true) => "take-back interrupted; run it again, and it begins anew",
+        _ => "copy interrupted; run it again to go on",
+    };
     let Some(done) = process::unless_stopped(&stop, move || copy_now(&args)).await? else {
-        bail!("copy interrupted; run it again to go on");
+        bail!(interrupted);
     };
     done.map_err(|error| match error {
         TransferError::Open(error) => error.into(),

@@ -121,12 +121,10 @@ pub enum TransferError {
         first: Box<Finding>,
     },
     /// The target does not hold what was written to it, or was written to since.
-    #[error("{address} differs from the source; rows: {count}, the first: {first}; {to_do}")]
+    #[error("{address} differs from the source: {first}; {to_do}")]
     Different {
         /// The target.
         address: String,
-        /// Number of rows.
-        count: u64,
         /// First difference.
         first: String,
         /// Action for the operator.
@@ -218,7 +216,7 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), TransferErr
     if !is_relocated(&*to, |found| found.address == from.address())? {
         to.begin(Access::Exclusive).map_err(of(&*to))?;
         let to_do = "`order-service copy TO FROM` brings everything back";
-        must_be_equal(&*to, to_do, |report| differences(&*from, &*to, report))?;
+        differences(&*from, &*to, &mut must_be_equal(&*to, to_do))?;
         let to_source = Relocation::moved(from.address());
         to.relocate(Some(&to_source)).map_err(of(&*to))?;
         to.commit().map_err(of(&*to))?;
@@ -245,6 +243,7 @@ pub fn compare(
         if count <= REPORTED_MAX {
             report(what);
         }
+        Ok(())
     })?;
     Ok(count)
 }

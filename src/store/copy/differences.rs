@@ -1,6 +1,7 @@
 //! Rows as lines of text, and the differences between those of two databases.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use super::TransferError;
 use super::ranges::{EVERYTHING, Range, chunks};
@@ -28,78 +29,61 @@ impl Part {
     }
 }
 
-/// Compares two databases, and reports all differences.
+/// Compares two databases, and reports each difference, up to the first error of `report`.
 pub(super) fn differences(
     from: &dyn Side,
     to: &dyn Side,
-    report: &mut dyn FnMut(String),
+    report: &mut dyn FnMut(String) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
     let newest = "SELECT coalesce(max(seq), 0) FROM orders";
     let newest = number(from, newest)?.max(number(to, newest)?);
     for range in chunks(i64::MIN, newest) {
         let (own, other) = (Part::read(from, range)?, Part::read(to, range)?);
         let orders = [&own.orders[..], &other.orders];
-        describe(&ORDERS, &own.orders, &other.orders, orders, report);
-        describe(&JOURNAL, &own.journal, &other.journal, orders, report);
+        describe(&ORDERS, &own.orders, &other.orders, orders, report)?;
+        describe(&JOURNAL, &own.journal, &other.journal, orders, report)?;
     }
     for table in OTHERS {
         let rows = [read(from, table, EVERYTHING)?, read(to, table, EVERYTHING)?];
-        describe(table, &rows[0], &rows[1], [&[], &[]], report);
+        describe(table, &rows[0], &rows[1], [&[], &[]], report)?;
     }
     Ok(())
 }
 
-/// Fails with the first difference that `compare` reports.
+/// Returns a report that fails with the first difference.
 pub(super) fn must_be_equal(
     to: &dyn Side,
     to_do: &'static str,
-    compare: impl FnOnce(&mut dyn FnMut(String)) -> Result<(), TransferError>,
-) -> Result<(), TransferError> {
-    let (mut first, mut count) = (None, 0);
-    compare(&mut |what| {
-        count += 1;
-        first.get_or_insert(what);
-    })?;
-    match first {
-        None => Ok(()),
-        Some(first) => Err(TransferError::Different {
+) -> impl FnMut(String) -> Result<(), TransferError> {
+    move |first| {
+        Err(TransferError::Different {
             address: to.address(),
-            count,
             first,
             to_do,
-        }),
+        })
     }
 }
 
-/// Rows that two databases do not have in common.
-pub(super) struct Difference<'a> {
-    pub missing: Vec<&'a [u8]>,
-    pub extra: Vec<&'a [u8]>,
-}
-
-impl<'a> Difference<'a> {
-    /// Compares rows that are sorted by their keys.
-    pub fn of(wanted: &'a [u8], found: &'a [u8]) -> Self {
-        let (mut missing, mut extra) = (Vec::new(), Vec::new());
-        let (mut wanted, mut found) = (rows_of(wanted).peekable(), rows_of(found).peekable());
-        loop {
-            match (wanted.peek().copied(), found.peek().copied()) {
-                (Some(one), Some(other)) if one == other => {
-                    wanted.next();
-                    found.next();
-                }
-                (Some(one), other) if other.is_none_or(|other| key(one) <= key(other)) => {
-                    missing.push(one);
-                    wanted.next();
-                }
-                (_, Some(other)) => {
-                    extra.push(other);
-                    found.next();
-                }
-                (_, None) => return Self { missing, extra },
-            }
-        }
-    }
+/// Returns the rows that two databases do not have in common, in pairs of the same key. The rows are
+/// sorted by their keys.
+pub(super) fn differing<'a>(
+    wanted: &'a [u8],
+    found: &'a [u8],
+) -> impl Iterator<Item = (Option<&'a [u8]>, Option<&'a [u8]>)> {
+    let (mut wanted, mut found) = (rows_of(wanted).peekable(), rows_of(found).peekable());
+    let pairs = std::iter::from_fn(move || {
+        let order = match (wanted.peek(), found.peek()) {
+            (Some(one), Some(other)) => key(one).cmp(&key(other)),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        Some((
+            wanted.next_if(|_| order.is_le()),
+            found.next_if(|_| order.is_ge()),
+        ))
+    });
+    pairs.filter(|(one, other)| one != other)
 }
 
 /// Reports each row that differs, with the names of its columns. `orders` has the orders that the rows
@@ -109,25 +93,27 @@ pub(super) fn describe(
     wanted: &[u8],
     found: &[u8],
     orders: [&[u8]; 2],
-    report: &mut dyn FnMut(String),
-) {
+    report: &mut dyn FnMut(String) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
     if wanted == found {
-        return;
+        return Ok(());
     }
-    let Difference { missing, extra } = Difference::of(wanted, found);
-    for &row in &missing {
-        let name = name(table, row, orders);
-        match extra.iter().find(|other| key(other) == key(row)) {
-            None => report(format!("{name} is missing")),
-            Some(other) => report(format!("{name} {}", columns(table, row, other))),
-        }
+    let orders = orders.map(|orders| rows_of(orders).collect::<Vec<_>>());
+    for pair in differing(wanted, found) {
+        report(match pair {
+            (Some(row), None) => format!("{} is missing", name(table, row, &orders)),
+            (Some(row), Some(other)) => {
+                format!(
+                    "{} {}",
+                    name(table, row, &orders),
+                    columns(table, row, other)
+                )
+            }
+            (None, Some(row)) => format!("{} is not in the source", name(table, row, &orders)),
+            (None, None) => continue,
+        })?;
     }
-    for row in extra {
-        if !missing.iter().any(|other| key(other) == key(row)) {
-            let name = name(table, row, orders);
-            report(format!("{name} is not in the source"));
-        }
-    }
+    Ok(())
 }
 
 /// Names the columns of a row that differ; those of an order or of its journal with both values.
@@ -152,18 +138,20 @@ fn columns(table: &Table, wanted: &[u8], found: &[u8]) -> String {
 }
 
 /// Names a row: the order, and the entry of its journal; or the table.
-fn name(table: &Table, row: &[u8], orders: [&[u8]; 2]) -> String {
+fn name(table: &Table, row: &[u8], orders: &[Vec<&[u8]>; 2]) -> String {
     let Some(column) = table.order else {
         return format!("{} {}", table.name, key(row));
     };
     let at = table.names().position(|name| name == column);
     let field = fields_of(row).nth(at.unwrap_or_default()).flatten();
     let number: i64 = field.and_then(|text| text.parse().ok()).unwrap_or_default();
-    let order = orders
-        .into_iter()
-        .flat_map(rows_of)
-        .find(|order| key(order) == number);
-    let id = order.and_then(|order| Some(fields_of(order).nth(1)??.into_owned()));
+    let mut found = orders.iter().filter_map(|orders| {
+        let at = orders.binary_search_by_key(&number, |order| key(order));
+        at.ok().map(|at| orders[at])
+    });
+    let id = found
+        .next()
+        .and_then(|order| Some(fields_of(order).nth(1)??.into_owned()));
     let order = match id {
         Some(id) => format!("order {id:?}"),
         None => format!("order {number}"),
@@ -228,4 +216,54 @@ pub(super) fn number(db: &dyn Side, sql: &str) -> Result<i64, TransferError> {
 pub(super) fn count(db: &dyn Side, table: &Table) -> Result<u64, TransferError> {
     let sql = format!("SELECT count(*) FROM {}", table.name);
     Ok(number(db, &sql)?.unsigned_abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WANTED: &[u8] = b"2\ta\n3\tb\n9\tc\n10\td\n11\te\n";
+    const FOUND: &[u8] = b"1\tz\n3\tb\n9\tx\n11\te\n12\tf\n";
+
+    #[test]
+    fn rows_that_differ_are_paired_by_their_keys_in_order() {
+        let text = |row: Option<&[u8]>| row.map(|row| String::from_utf8_lossy(row).into_owned());
+        let pairs = differing(WANTED, FOUND).map(|(one, other)| (text(one), text(other)));
+        let row = |row: &str| Some(format!("{row}\n"));
+        let expected = [
+            (None, row("1\tz")),
+            (row("2\ta"), None),
+            (row("9\tc"), row("9\tx")),
+            (row("10\td"), None),
+            (None, row("12\tf")),
+        ];
+        assert_eq!(pairs.collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn an_entry_is_named_by_its_order_in_either_database_and_only_the_first_is_described() {
+        let orders: [&[u8]; 2] = [WANTED, FOUND];
+        let wanted = b"5\t2\t7\tcreated\n6\t10\t7\tcreated\n";
+        let found = b"6\t10\t8\tcreated\n7\t12\t7\tcreated\n8\t4\t7\tcreated\n";
+        let mut texts = Vec::new();
+        let mut report = |text| {
+            texts.push(text);
+            Ok(())
+        };
+        describe(&JOURNAL, wanted, found, orders, &mut report).unwrap();
+        let expected = [
+            "order \"a\": entry 5 of the journal is missing",
+            "order \"d\": entry 6 of the journal has at = \"8\" instead of \"7\"",
+            "order \"f\": entry 7 of the journal is not in the source",
+            "order 4: entry 8 of the journal is not in the source",
+        ];
+        assert_eq!(texts, expected);
+        let mut count = 0;
+        let mut report = |text| {
+            count += 1;
+            Err(TransferError::Refused(text))
+        };
+        let first = describe(&JOURNAL, wanted, found, orders, &mut report).unwrap_err();
+        assert_eq!((first.to_string().as_str(), count), (expected[0], 1));
+    }
 }

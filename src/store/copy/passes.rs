@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::TransferError;
 use super::differences::{
-    Difference, Part, describe, fields_of, key, must_be_equal, number, read, rows_of, select,
+    Part, describe, differing, fields_of, key, must_be_equal, number, read, rows_of, select,
 };
 use super::ranges::{EVERYTHING, RANGE, Range, chunks, runs};
 use super::side::{Access, Side, lead_within, of};
@@ -198,21 +198,21 @@ fn sync(to: &dyn Side, table: &Table, range: Range, wanted: &[u8]) -> Result<(),
     if found == wanted {
         return Ok(());
     }
-    let Difference { missing, extra } = Difference::of(wanted, &found);
-    if !extra.is_empty() {
-        let keys: Vec<_> = extra.into_iter().map(|row| key(row).to_string()).collect();
+    let (missing, extra): (Vec<_>, Vec<_>) = differing(wanted, &found).unzip();
+    let keys: Vec<_> = extra.into_iter().flatten().map(key).collect();
+    if !keys.is_empty() {
+        let keys: Vec<_> = keys.iter().map(i64::to_string).collect();
         let (name, column) = (table.name, table.key());
         let sql = format!("DELETE FROM {name} WHERE {column} IN ({})", keys.join(", "));
         to.execute(&sql).map_err(of(to))?;
     }
+    let missing = missing.into_iter().flatten().collect::<Vec<_>>().concat();
     if !missing.is_empty() {
-        to.insert(table, &missing.concat()).map_err(of(to))?;
+        to.insert(table, &missing).map_err(of(to))?;
     }
     let found = read(to, table, range)?;
-    must_be_equal(to, RUN_AGAIN, |report| {
-        describe(table, wanted, &found, [wanted, &found], report);
-        Ok(())
-    })
+    let mut report = must_be_equal(to, RUN_AGAIN);
+    describe(table, wanted, &found, [wanted, &found], &mut report)
 }
 
 /// Returns the ranges up to `newest` of which the source has fewer orders than the target: some were
@@ -223,10 +223,9 @@ fn vanished(from: &dyn Side, to: &dyn Side, newest: i64) -> Result<Vec<Range>, T
          GROUP BY (seq - 1) / {RANGE} ORDER BY part"
     );
     let (ours, theirs) = (select(from, &sql)?, select(to, &sql)?);
-    let Difference { missing, extra } = Difference::of(&ours, &theirs);
-    let parts: BTreeSet<_> = missing.into_iter().chain(extra).map(key).collect();
+    let rows = differing(&ours, &theirs).filter_map(|(one, other)| one.or(other));
+    let parts = rows.map(key);
     Ok(parts
-        .into_iter()
         .map(|part| (part * RANGE + 1, (part + 1) * RANGE))
         .collect())
 }

@@ -55,6 +55,35 @@ async fn check_kills(engines: [Engine; 2], kills: usize, orders: usize) {
     }
 }
 
+#[cfg(feature = "postgres")]
+#[test]
+fn an_interrupted_command_says_what_it_leaves_and_whether_to_run_it_again() {
+    for (flag, expected) in [
+        (None, "copy interrupted; run it again to go on"),
+        (
+            Some("--take-back"),
+            "take-back interrupted; run it again, and it begins anew",
+        ),
+        (
+            Some("--verify-only"),
+            "comparison interrupted; nothing was changed",
+        ),
+    ] {
+        let env = TestEnvironment::new();
+        // A server that never answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("postgres://me@{}/orders", silent.local_addr().unwrap());
+        let urls = [url.as_str(), url.as_str()];
+        let arguments: Vec<_> = ["copy"].into_iter().chain(flag).chain(urls).collect();
+        let mut program = env.start("order-service", &arguments, false);
+        let connection = silent.accept().unwrap();
+        program.signal("TERM");
+        assert_eq!(program.wait().code(), Some(1));
+        assert_eq!(program.logged(), format!("error: {expected}\n"));
+        drop(connection);
+    }
+}
+
 /// Kills copies of 20,000 orders; `ORDER_TEST_KILLS` is the number of kills.
 #[cfg(feature = "postgres")]
 #[tokio::test(flavor = "multi_thread")]
