@@ -43,6 +43,8 @@ pub(super) struct Connector {
     url: PostgresUrl,
     address: String,
     tls: Option<MakeRustlsConnect>,
+    /// Set for each host on which sessions were found to be kept apart.
+    are_checked: Vec<AtomicBool>,
     /// The cluster and the database that the first connection led to.
     identity: OnceLock<String>,
     purpose: Purpose,
@@ -88,6 +90,11 @@ impl Connector {
             url: url.clone(),
             address: url.to_string(),
             tls: tls(url).map_err(|error| OpenError::new(url, ServerError::Tls(error)))?,
+            are_checked: url
+                .servers()
+                .iter()
+                .map(|_| AtomicBool::new(false))
+                .collect(),
             identity: OnceLock::new(),
             purpose,
             timeline: Arc::default(),
@@ -195,8 +202,8 @@ impl Connector {
         while self.url.servers().len() > 1 {
             let servers = self.url.servers();
             // All of them: the newer one may be the farthest.
-            let attempts = servers.iter().map(|config| self.connect_to(config, None));
-            let attempts = join_all(attempts);
+            let servers = servers.iter().zip(&self.are_checked);
+            let attempts = join_all(servers.map(|server| self.connect_to(server, None)));
             let _ = tokio::time::timeout(SESSION_TIMEOUT, attempts).await;
             // A session that is opened may be on a former primary.
             let opened = self.opened.notified();
@@ -206,7 +213,7 @@ impl Connector {
 
     /// Opens the first session: checks the server, and creates the schema unless it `must_exist`.
     pub async fn prepare(&self, must_exist: bool) -> Result<Session, Error> {
-        let session = self.within_limit(self.connect_with_locks()).await?;
+        let session = self.within_limit(self.connect(None)).await?;
         let mark = match &self.purpose {
             Purpose::Copy(mark) => mark.as_deref(),
             Purpose::Use | Purpose::Read => None,
@@ -260,7 +267,8 @@ impl Connector {
         let servers = self.url.servers();
         let mut attempts: FuturesUnordered<_> = servers
             .iter()
-            .map(|config| self.connect_to(config, notified.clone()))
+            .zip(&self.are_checked)
+            .map(|server| self.connect_to(server, notified.clone()))
             .collect();
         let mut found: Option<Session> = None;
         let mut failure = None::<Error>;
@@ -287,8 +295,25 @@ impl Connector {
         }
     }
 
-    /// Connects to one host, and checks the settings of the server.
+    /// Connects to one host, and checks the server: once whether it can keep sessions apart, and each time
+    /// its settings.
     async fn connect_to(
+        &self,
+        (config, is_checked): (&Config, &AtomicBool),
+        notified: Option<Arc<Notify>>,
+    ) -> Result<Session, Error> {
+        let session = self.start_session(config, notified).await?;
+        if !is_checked.load(Ordering::Relaxed) {
+            self.check_session(config, &session).await?;
+            is_checked.store(true, Ordering::Relaxed);
+        }
+        settings::apply(&session).await?;
+        self.check_timeline(&session).await?;
+        Ok(session)
+    }
+
+    /// Connects to one host.
+    async fn start_session(
         &self,
         config: &Config,
         notified: Option<Arc<Notify>>,
@@ -300,7 +325,7 @@ impl Connector {
             _ => ServerError::Unreachable(error.into()),
         };
         let lost = self.lost_connections.clone();
-        let session = match &self.tls {
+        Ok(match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
                 Session::start(client, connection, notified, lost)
@@ -310,10 +335,7 @@ impl Connector {
                 let (client, connection) = connected.map_err(unreachable)?;
                 Session::start(client, connection, notified, lost)
             }
-        };
-        settings::apply(&session).await?;
-        self.check_timeline(&session).await?;
-        Ok(session)
+        })
     }
 
     /// Checks that a server is not a former primary: each promotion begins a timeline with a higher
@@ -344,32 +366,38 @@ impl Connector {
         Ok(())
     }
 
-    /// Connects, and checks that a lock of one session keeps another one out, and that a connection stays
-    /// with its session while another one is in a transaction.
-    async fn connect_with_locks(&self) -> Result<Session, Error> {
-        const LOCK: &str = "SELECT pg_try_advisory_lock($1), pg_backend_pid()";
-        let session = self.connect(None).await?;
-        let other = self.connect(None).await?;
-        // Of two servers that can be written, one is a former primary.
-        self.check_timeline(&session).await?;
-        let key = fastrand::i64(..);
-        let first = session.query_one(LOCK, &[&key]).await?;
+    /// Checks that a connection to a host stays with one session of the server while another one is in a
+    /// transaction, and that a lock of that one keeps it out. Sets and prepares nothing: a pooler would lend
+    /// what is left of that to other programs.
+    async fn check_session(&self, config: &Config, session: &Session) -> Result<(), Error> {
+        let lock = format!(
+            "SELECT pg_backend_pid()::text || pg_try_advisory_xact_lock({})::text",
+            fastrand::i64(..)
+        );
+        let other = self.start_session(config, None).await?;
+        let pid = session.text("SELECT pg_backend_pid()").await?;
         // A pooler lends it the session that was used last.
-        other.execute("BEGIN").await?;
-        let taken = other.query_one(LOCK, &[&key]).await?;
-        let pid: i32 = session.value("SELECT pg_backend_pid()", &[]).await?;
-        let is_same = pid == first.try_get::<_, i32>(1)?
-            && taken.try_get::<_, i32>(1)? != first.try_get::<_, i32>(1)?;
+        let locked = other.text(&format!("BEGIN; {lock}")).await?;
+        if locked == format!("{pid}true") {
+            return Err(ServerError::Pooler.into());
+        }
+        let refused = session.text(&lock).await?;
+        other.execute("ROLLBACK").await?;
+        let mut is_same = refused.starts_with(&pid);
+        // A pooler may lend its sessions in turns.
+        for _ in 0..2 {
+            is_same &= session.text("SELECT pg_backend_pid()").await? == pid;
+        }
         if !is_same {
             return Err(ServerError::Pooler.into());
         }
-        if !first.try_get::<_, bool>(0)? || taken.try_get::<_, bool>(0)? {
+        if refused != format!("{pid}false") {
+            // Of two servers behind one name, one is a former primary.
+            self.check_timeline(&other).await?;
+            self.check_timeline(session).await?;
             return Err(ServerError::Locks.into());
         }
-        session
-            .query_one("SELECT pg_advisory_unlock($1)", &[&key])
-            .await?;
-        Ok(session)
+        Ok(())
     }
 
     /// Checks that a session is on the database of the first one, as a standby that was promoted is,

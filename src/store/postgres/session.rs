@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
-use tokio_postgres::{AsyncMessage, Client, Connection, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Connection, Row, SimpleQueryMessage, Statement};
 
 use super::dialect::in_dialect;
 use super::error::Error;
@@ -130,6 +130,16 @@ impl Session {
     /// Runs statements without values, not prepared.
     pub async fn execute(&self, sql: &str) -> Result<(), Error> {
         Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Runs statements without values, not prepared, of which the last returns one text.
+    pub async fn text(&self, sql: &str) -> Result<String, Error> {
+        let messages = self.client.simple_query(sql).await?;
+        let text = messages.iter().rev().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(text.unwrap_or_default().to_owned())
     }
 
     /// Sends a statement without waiting for its answer, for one that can only fail with the connection.

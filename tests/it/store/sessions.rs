@@ -4,18 +4,19 @@ use std::fs::Permissions;
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use order_service::clock::{Clock, SystemClock};
 use order_service::order::{OrderId, Reason, Timestamp};
-use order_service::store::{
-    AttentionUpdate, Creation, DatabaseUrl, Mode, OrderChange, Store, StoreError, Transition,
-};
+use order_service::store::{AttentionUpdate, Creation, OrderChange, StoreError, Transition};
+
+use tempfile::TempDir;
 
 use super::postgres::{new_database_in, open};
 use super::{TestDatabase, all, create};
 use crate::cluster::{Cluster, cluster, free_port, unprivileged};
+use crate::environment::TestEnvironment;
 use crate::proxy::{Fault, Proxy};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,44 +232,116 @@ async fn changes_of_orders_are_sent_with_their_commit() {
     holder.wait().unwrap();
 }
 
-#[test]
-fn a_pooler_that_gives_each_transaction_another_session_is_refused() {
-    if Command::new("pgbouncer").arg("--version").output().is_err() {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "apt-get install pgbouncer"
+/// A PgBouncer in transaction mode, which ends when it is dropped.
+struct Pooler {
+    process: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl Pooler {
+    /// Starts one in front of a server; `None` if there is no PgBouncer.
+    fn start(server: &Cluster, settings: &str) -> Option<Self> {
+        if Command::new("pgbouncer").arg("--version").output().is_err() {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "apt-get install pgbouncer"
+            );
+            println!("skipped: there is no pgbouncer");
+            return None;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (file, users) = (folder.path().join("settings"), folder.path().join("users"));
+        let port = free_port();
+        let text = format!(
+            "[databases]\n* = host=127.0.0.1 port={}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
+             pool_mode = transaction\nauth_type = trust\nauth_file = {}\n{settings}\n",
+            server.port(),
+            users.display()
         );
-        println!("skipped: there is no pgbouncer");
-        return;
+        std::fs::write(&file, text).unwrap();
+        std::fs::write(&users, "\"tests\" \"\"\n").unwrap();
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let mut process = unprivileged("pgbouncer");
+        let process = process.arg("--quiet").arg(&file).spawn().unwrap();
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Some(Self {
+            process,
+            port,
+            _folder: folder,
+        })
     }
+
+    fn url(&self) -> String {
+        format!("postgres://tests@127.0.0.1:{}/postgres", self.port)
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_pooler_that_gives_each_transaction_another_session_is_refused_by_every_command() {
     let primary = Cluster::own(&[]);
-    let folder = tempfile::tempdir().unwrap();
-    let (settings, users) = (folder.path().join("settings"), folder.path().join("users"));
-    let port = free_port();
-    let text = format!(
-        "[databases]\n* = host=127.0.0.1 port={}\n\
-         [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
-         pool_mode = transaction\nauth_type = trust\nauth_file = {}\n",
-        primary.port(),
-        users.display()
-    );
-    std::fs::write(&settings, text).unwrap();
-    std::fs::write(&users, "\"tests\" \"\"\n").unwrap();
-    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    let mut pooler = unprivileged("pgbouncer");
-    let mut pooler = pooler.arg("--quiet").arg(&settings).spawn().unwrap();
-    let begun = Instant::now();
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(10));
-        std::thread::sleep(Duration::from_millis(10));
+    drop(open(&[primary.port()]));
+    let env = TestEnvironment::new();
+    for settings in [
+        "",
+        "default_pool_size = 1",
+        "min_pool_size = 2",
+        "min_pool_size = 2\nserver_round_robin = 1",
+        "min_pool_size = 5\nserver_round_robin = 1",
+    ] {
+        let Some(pooler) = Pooler::start(&primary, settings) else {
+            return;
+        };
+        let url = pooler.url();
+        // The sessions that the pooler lends.
+        let clients: Vec<_> = (0..4)
+            .map(|_| spawn_psql(&url, "SELECT pg_sleep(0.2)"))
+            .collect();
+        for mut client in clients {
+            client.wait().unwrap();
+        }
+        for (command, code) in [
+            (&["order-service", "explain", "a1"][..], 3),
+            (&["order-service", "check"], 3),
+            (&["order-service", "backup", "b.db"], 3),
+            (&["order-service", "restart", "a1"], 3),
+            (&["order-reconciler", "--once"], 3),
+            (&["order-reconciler", "health"], 1),
+            (&["order-service", "api", "--listen", "127.0.0.1:0"], 3),
+        ] {
+            let arguments = [&command[1..], &["--database-url", &url]].concat();
+            let ran = env.run(command[0], &arguments).assert_code(code);
+            assert!(ran.stderr.contains("pooler"), "{settings:?} {ran:?}");
+        }
+        let state = "SHOW search_path; SHOW default_transaction_read_only; SHOW enable_seqscan; \
+                     SELECT count(*) FROM pg_prepared_statements; \
+                     SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+        for _ in 0..5 {
+            let client = spawn_psql(&url, state).wait_with_output().unwrap();
+            let state = String::from_utf8(client.stdout).unwrap();
+            assert_eq!(state, "\"$user\", public\noff\non\n0\n0\n", "{settings:?}");
+        }
     }
-    let url = format!("postgres://tests@127.0.0.1:{port}/postgres");
-    let url: DatabaseUrl = url.parse().unwrap();
-    let refused = Store::open(&url, Mode::Threaded);
-    pooler.kill().unwrap();
-    pooler.wait().unwrap();
-    let error = refused.err().unwrap().to_string();
-    assert!(error.contains("pooler"), "{error}");
+}
+
+fn spawn_psql(url: &str, sql: &str) -> Child {
+    unprivileged("psql")
+        .args(["-X", "-A", "-t", "-q", url, "-c", sql])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
 }
 
 /// Returns the path of the library that fakes the time of a program, from Debian's package `faketime`.
