@@ -112,17 +112,29 @@ impl PostgresUrl {
         let path = given.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".pgpass")));
         let text = fs::read_to_string(path?).ok()?;
         self.servers.iter().find_map(|config| {
-            let host = match config.get_hosts().first()? {
-                Host::Tcp(name) => name.clone(),
-                // That of a socket's folder.
-                Host::Unix(path) => path.display().to_string(),
-            };
-            let port = config.get_ports().first().unwrap_or(&PORT).to_string();
+            let (host, port) = host_and_port(config);
             let user = config.get_user().unwrap_or_default();
             let wanted = [&host, &port, user, config.get_dbname()?];
             text.lines().find_map(|line| password_of_line(line, wanted))
         })
     }
+}
+
+/// Returns the host of a server, or the folder of its socket, and the port.
+fn host_and_port(config: &Config) -> (String, String) {
+    let host = match config.get_hosts().first() {
+        Some(Host::Tcp(name)) => name.clone(),
+        Some(Host::Unix(path)) => path.display().to_string(),
+        None => String::new(),
+    };
+    let port = config.get_ports().first().unwrap_or(&PORT);
+    (host, port.to_string())
+}
+
+/// Returns the name of a server, for messages.
+pub(super) fn server_name(config: &Config) -> String {
+    let (host, port) = host_and_port(config);
+    format!("{host}:{port}")
 }
 
 /// The password of a line `HOST:PORT:DATABASE:USER:PASSWORD`, in which `*` matches anything and `\`

@@ -1,13 +1,14 @@
 //! Sessions on a server that can be trusted: connecting, and the checks of the server.
 
+use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::address::PostgresUrl;
+use super::address::{PostgresUrl, server_name};
 use super::error::Error;
 use super::history::OwnEntries;
 use super::open_error::ServerError;
@@ -23,6 +24,7 @@ use super::schema::{FORMAT, FORMAT_WITH_RELOCATION, migrate};
 use super::session::Session;
 use super::settings::{self, NO_TIMEOUTS};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
+use crate::messages::with_causes;
 use crate::store::OpenError;
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
@@ -30,6 +32,10 @@ use crate::store::retirement::Retirement;
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Time limit for one host, so that of one that accepts connections and says nothing the others' errors are
+/// still reported.
+const HOST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Time for which other hosts are waited for once one can be written.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(200);
@@ -226,11 +232,16 @@ impl Connector {
             Ok(())
         })
         .await?;
+        let mut place = self.address.clone();
+        if self.are_checked.len() > 1 {
+            place.push_str(" server=");
+            place.push_str(session.server());
+        }
         match (is_new, &self.purpose) {
             // Nobody may have meant to begin with an empty one.
-            (true, Purpose::Use) => log::warn!("created the database {}", self.address),
-            (true, _) => log::info!("created the database {}", self.address),
-            (false, _) => log::info!("using the database {}", self.address),
+            (true, Purpose::Use) => log::warn!("created the database {place}"),
+            (true, _) => log::info!("created the database {place}"),
+            (false, _) => log::info!("using the database {place}"),
         }
         Ok(session)
     }
@@ -265,13 +276,15 @@ impl Connector {
     /// the newest timeline. A host that is gone, hangs or is a standby holds up no other for long.
     async fn connect(&self, notified: Option<Arc<Notify>>) -> Result<Session, Error> {
         let servers = self.url.servers();
-        let mut attempts: FuturesUnordered<_> = servers
-            .iter()
-            .zip(&self.are_checked)
-            .map(|server| self.connect_to(server, notified.clone()))
-            .collect();
+        let attempts = servers.iter().zip(&self.are_checked);
+        let attempts = attempts.enumerate().map(|(index, server)| {
+            let attempt = self.connect_to(server, notified.clone());
+            let attempt = tokio::time::timeout(HOST_TIMEOUT, attempt);
+            attempt.map(move |done| (index, done.unwrap_or(Err(Error::TimedOut))))
+        });
+        let mut attempts: FuturesUnordered<_> = attempts.collect();
         let mut found: Option<Session> = None;
-        let mut failure = None::<Error>;
+        let mut failures = BTreeMap::new();
         loop {
             let next = attempts.next();
             let next = match found {
@@ -281,16 +294,14 @@ impl Connector {
                     .unwrap_or(None),
             };
             match next {
-                Some(Ok(session)) => {
+                Some((_, Ok(session))) => {
                     // It is on an older timeline.
                     found = found.filter(|found| !found.is_closed()).or(Some(session));
                 }
-                // One that may pass: the primary may be the server that cannot be reached.
-                Some(Err(error)) => match &failure {
-                    Some(before) if before.is_transient() => {}
-                    _ => failure = Some(error),
-                },
-                None => return found.ok_or(failure.unwrap_or(Error::TimedOut)),
+                Some((index, Err(error))) => {
+                    failures.insert(server_name(&servers[index]), error);
+                }
+                None => return found.ok_or_else(|| failure_of_all(failures)),
             }
         }
     }
@@ -324,16 +335,16 @@ impl Connector {
             (_, Some(code)) if code.code().starts_with("28") => ServerError::Refused(error.into()),
             _ => ServerError::Unreachable(error.into()),
         };
-        let lost = self.lost_connections.clone();
+        let (server, lost) = (server_name(config), self.lost_connections.clone());
         Ok(match &self.tls {
             None => {
                 let (client, connection) = config.connect(NoTls).await.map_err(unreachable)?;
-                Session::start(client, connection, notified, lost)
+                Session::start(server, client, connection, notified, lost)
             }
             Some(tls) => {
                 let connected = config.connect(tls.clone()).await;
                 let (client, connection) = connected.map_err(unreachable)?;
-                Session::start(client, connection, notified, lost)
+                Session::start(server, client, connection, notified, lost)
             }
         })
     }
@@ -354,7 +365,8 @@ impl Connector {
         let newest = self.timeline.fetch_max(found, Ordering::Relaxed);
         session.set_timeline(found, &self.timeline);
         if newest > 0 && found > newest {
-            log::info!("found a newer primary timeline={found}");
+            let server = session.server();
+            log::info!("found a newer primary timeline={found} server={server}");
         }
         if found < newest {
             let why = format!(
@@ -419,6 +431,28 @@ impl Connector {
         let asked_at = SystemClock.uptime();
         let row = session.query_one(state, &[]).await?;
         self.on_server_state(&row, asked_at)
+    }
+}
+
+/// Returns the error of an address of which no host can be used, with the cause at each.
+fn failure_of_all(mut failures: BTreeMap<String, Error>) -> Error {
+    if failures.len() == 1
+        && let Some((_, error)) = failures.pop_first()
+    {
+        return error;
+    }
+    let causes = failures.iter().map(|(server, error)| {
+        let cause = match error {
+            Error::Open(ServerError::Unreachable(cause)) => with_causes(&**cause),
+            error => with_causes(error),
+        };
+        format!("{server}: {cause}")
+    });
+    let causes = causes.collect::<Vec<_>>().join("; ").into();
+    // It may pass if any does: the primary may be the server that cannot be reached.
+    match failures.values().any(Error::is_transient) {
+        true => ServerError::Unreachable(causes).into(),
+        false => ServerError::Other(causes).into(),
     }
 }
 

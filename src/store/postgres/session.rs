@@ -46,12 +46,14 @@ pub(in crate::store) struct Session {
     is_unreplicated: Arc<AtomicBool>,
     is_given_up: AtomicBool,
     timeline: OnceLock<(i32, Arc<AtomicI32>)>,
+    server: String,
 }
 
 impl Session {
-    /// Starts a session on a connection, and the task that drives it. Notifications of other sessions
+    /// Starts a session on a connection to a server of this name, and the task that drives it. Notifications of other sessions
     /// wake `notified`; `lost` counts connections that end with an error.
     pub fn start<S, T>(
+        server: String,
         client: Client,
         mut connection: Connection<S, T>,
         notified: Option<Arc<Notify>>,
@@ -98,7 +100,13 @@ impl Session {
             is_unreplicated,
             is_given_up: AtomicBool::new(false),
             timeline: OnceLock::new(),
+            server,
         }
+    }
+
+    /// Host and port of the server, as the address names them.
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// Returns whether the connection has ended or was given up, or another server has begun a newer
