@@ -186,9 +186,20 @@ impl Writer {
                 self.fail(batch, error);
                 return;
             }
-            self.state.report_failure(with_causes(&error));
+            self.state.report_failure(self.cause(&error));
             tokio::time::sleep(RETRY_INTERVAL).await;
         }
+    }
+
+    /// Formats the error of a transaction.
+    fn cause(&self, error: &Error) -> String {
+        let mut cause = with_causes(error);
+        if matches!(error, Error::TimedOut) && self.connector.is_replicated() {
+            cause.push_str(
+                "; its commits wait for a synchronous standby: check that pg_stat_replication lists one",
+            );
+        }
+        cause
     }
 
     /// Refuses the writes of epochs that have ended, and has the others expect conflicts.
@@ -322,7 +333,7 @@ impl Writer {
         if batch.has_unknown_outcome {
             self.possible_last_batches.push(batch.number);
         }
-        let cause = with_causes(&error);
+        let cause = self.cause(&error);
         match error.is_own_fault() {
             true => log::error!("a write was refused by the database: {cause}"),
             // The program ends, and logs the reason.

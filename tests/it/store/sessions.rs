@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::postgres::{new_database_in, open};
 use super::{TestDatabase, all, create};
 use crate::cluster::{Cluster, cluster, free_port, unprivileged};
-use crate::environment::TestEnvironment;
+use crate::environment::{Client, TestEnvironment};
 use crate::proxy::{Fault, Proxy};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,6 +62,20 @@ async fn a_commit_that_waits_for_a_standby_is_not_taken_for_a_server_without_not
     let polls = polls.iter().filter(|sql| sql.contains("max(seq)"));
     // A poll each 25 ms would be 120.
     assert!(polls.count() < 30);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_no_standby_confirms_is_logged_with_what_it_may_wait_for() {
+    let primary = Cluster::own(&[]);
+    let (env, url) = (TestEnvironment::new(), primary.url("postgres"));
+    drop(open(&[primary.port()]));
+    primary.set("synchronous_standby_names", "nobody");
+    let arguments = ["api", "--listen", "127.0.0.1:0", "--database-url", &url];
+    let api = env.start("order-service", &arguments, true);
+    let url = api.url.clone();
+    let created = tokio::spawn(async move { Client::new().create(&url, "a1").await });
+    api.logs("pg_stat_replication");
+    created.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
