@@ -80,7 +80,7 @@ pub fn log_to_stderr(
                 Level::Warn => "warning".to_owned(),
                 level => level.as_str().to_ascii_lowercase(),
             };
-            writeln!(out, "{style}{level}{style:#}: {}", record.args())
+            writeln!(out, "{style}{level}{style:#}: {}", one_line(record))
         }),
         (LogFormat::Text, LineStyle::Dated) => builder.format(|out, record| {
             // Plain unless standard error is a terminal and NO_COLOR is not set.
@@ -91,7 +91,7 @@ pub fn log_to_stderr(
                 Rfc3339(SystemClock.now()),
                 record.level(),
                 origin(record.target()),
-                record.args()
+                one_line(record)
             )
         }),
         (LogFormat::Json, _) => builder.format(|out, record| {
@@ -118,6 +118,11 @@ pub fn log_to_stderr(
         );
     }
     Ok(())
+}
+
+/// Returns the text of a record; a server sends its details on further lines.
+fn one_line(record: &log::Record<'_>) -> String {
+    record.args().to_string().replace('\n', ", ")
 }
 
 /// Returns whether `filters` have a level for this program. Names of other programs are allowed: they may

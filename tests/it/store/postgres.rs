@@ -115,6 +115,9 @@ fn commands_that_only_read_leave_the_database_as_it_is() {
 fn a_login_that_is_refused_is_not_tried_again() {
     let env = TestEnvironment::new();
     let url = cluster().url("postgres").replace("tests@", "nobody@");
+    let broken = format!("{}%0Ab", cluster().url("a"));
+    let ran = env.run("order-service", &["check", "--database-url", &broken]);
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
     let begun = Instant::now();
     let ran = env.run("order-reconciler", &["--database-url", &url]);
     assert_eq!(ran.code, Some(3), "{ran:?}");
