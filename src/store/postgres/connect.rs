@@ -13,6 +13,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::Notify;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -331,8 +332,17 @@ impl Connector {
     ) -> Result<Session, Error> {
         let unreachable = |error: tokio_postgres::Error| match (error.source(), error.code()) {
             (Some(cause), _) if cause.to_string() == "password missing" => ServerError::NoPassword,
+            (Some(cause), _) if is_of_certificate(cause) => ServerError::Certificate(error.into()),
             // Class 28: the user or the password is wrong, or the server's pg_hba.conf allows neither.
-            (_, Some(code)) if code.code().starts_with("28") => ServerError::Refused(error.into()),
+            (_, Some(code)) if code.code().starts_with("28") => {
+                let may_want_tls =
+                    self.tls.is_none() && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
+                let tls = match may_want_tls {
+                    true => ", and if the server wants TLS, set sslmode=verify-full",
+                    false => "",
+                };
+                ServerError::Refused(tls, error.into())
+            }
             _ => ServerError::Unreachable(error.into()),
         };
         let (server, lost) = (server_name(config), self.lost_connections.clone());
@@ -456,6 +466,13 @@ fn failure_of_all(mut failures: BTreeMap<String, Error>) -> Error {
     }
 }
 
+/// Returns whether a connection failed because of the certificate of the server.
+fn is_of_certificate(cause: &(dyn std::error::Error + 'static)) -> bool {
+    let error = cause.downcast_ref().and_then(std::io::Error::get_ref);
+    let error = error.and_then(|error| error.downcast_ref());
+    matches!(error, Some(rustls::Error::InvalidCertificate(_)))
+}
+
 /// Returns the TLS of connections, which verifies servers by the certificates of the system or of a file;
 /// `None` if the address turns it off.
 fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, BoxError> {
@@ -471,6 +488,9 @@ fn tls(url: &PostgresUrl) -> Result<Option<MakeRustlsConnect>, BoxError> {
             let mut roots = rustls::RootCertStore::empty();
             for certificate in CertificateDer::pem_file_iter(path)? {
                 roots.add(certificate?)?;
+            }
+            if roots.is_empty() {
+                return Err(format!("{} has no certificate", path.display()).into());
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         }

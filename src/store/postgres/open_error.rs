@@ -10,16 +10,24 @@ pub(in crate::store) enum ServerError {
     #[error("cannot be connected to")]
     Unreachable(#[source] BoxError),
     /// Trying again would only repeat a failed login.
-    #[error("refuses the login; check the user and the password")]
-    Refused(#[source] BoxError),
+    #[error("refuses the login; check the user and the password{0}")]
+    Refused(&'static str, #[source] BoxError),
     #[error("asks for a password; set PGPASSWORD, or name a file in PGPASSFILE that has it")]
     NoPassword,
     #[error("TLS cannot be set up; check sslrootcert")]
     Tls(#[source] BoxError),
+    #[error(
+        "its certificate cannot be verified; it has to name this host and be signed by an authority of \
+         sslrootcert or of the system, and not by itself"
+    )]
+    Certificate(#[source] BoxError),
     #[error("is on PostgreSQL {0}; version 15 or later is needed")]
     Version(String),
     /// A setting of the server would lose what was acknowledged, or would not keep it as it is.
-    #[error("the server has {setting} = {found} where {wanted} is needed")]
+    #[error(
+        "its sessions have {setting} = {found} where {wanted} is needed; the server, the database or the role \
+         sets that"
+    )]
     Setting {
         setting: &'static str,
         found: String,

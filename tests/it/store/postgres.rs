@@ -445,8 +445,9 @@ fn settings_that_would_lose_orders_are_refused() {
         let alter = format!("ALTER DATABASE {database} SET {setting}");
         assert!(cluster().psql(&database, &alter).status.success());
         let refused = Store::open(&cluster().database_url(&database), Mode::Threaded);
-        let error = refused.err().unwrap();
-        assert!(error.to_string().contains(setting), "{error}");
+        let error = refused.err().unwrap().to_string();
+        assert!(error.contains(setting), "{error}");
+        assert!(error.contains("the role sets that"), "{error}");
     }
 }
 

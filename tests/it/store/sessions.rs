@@ -246,6 +246,52 @@ async fn changes_of_orders_are_sent_with_their_commit() {
     holder.wait().unwrap();
 }
 
+#[test]
+fn an_error_of_tls_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = |name| folder.path().join(name).to_str().unwrap().to_owned();
+    let (key, certificate, empty) = (path("key"), path("certificate"), path("empty"));
+    std::fs::write(&empty, "").unwrap();
+    let made = unprivileged("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args(["-subj", "/CN=localhost"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let (key, file) = (
+        format!("ssl_key_file={key}"),
+        format!("ssl_cert_file={certificate}"),
+    );
+    let server = Cluster::own(&["ssl=on", &key, &file]);
+    let rules = server.run("postgres", "SHOW hba_file");
+    let only_tls = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+    std::fs::write(rules, only_tls).unwrap();
+    server.run("postgres", "SELECT pg_reload_conf()");
+    let env = TestEnvironment::new();
+    let url = format!("postgres://tests@127.0.0.1:{}/postgres", server.port());
+    for (parameters, says) in [
+        (String::new(), "set sslmode=verify-full"),
+        (
+            format!("?sslmode=verify-full&sslrootcert={certificate}"),
+            "certificate cannot be verified",
+        ),
+        (
+            format!("?sslmode=verify-full&sslrootcert={empty}"),
+            "has no certificate",
+        ),
+    ] {
+        let url = format!("{url}{parameters}");
+        let arguments = ["check", "--database-url", &url];
+        let ran = env.run("order-service", &arguments).assert_code(3);
+        assert!(ran.stderr.contains(says), "{says}: {ran:?}");
+    }
+}
+
 /// A PgBouncer in transaction mode, which ends when it is dropped.
 struct Pooler {
     process: Child,
