@@ -119,6 +119,9 @@ pub struct CircuitBreaker {
     paused_until: Option<Timestamp>,
     /// The pause of each [`RequestKind`]; `None` if one had a usable answer since.
     kind_pauses: [Option<KindPause>; 3],
+    /// Number of retried starts in a row that were throttled without `Retry-After`, each within a second of
+    /// the one before, and the moment of the last.
+    throttled_retries: Option<(u32, Timestamp)>,
     results: RequestResults,
     last_failure: Option<String>,
 }
@@ -161,6 +164,7 @@ impl CircuitBreaker {
             counted_at: None,
             paused_until: paused_until.map(bounded),
             kind_pauses,
+            throttled_retries: None,
             results: RequestResults::default(),
             last_failure: None,
         }
@@ -207,6 +211,7 @@ impl CircuitBreaker {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
         self.are_starts_failing &= !call.is_start();
+        self.throttled_retries.take_if(|_| call.is_start());
         self.kind_pauses[call.kind as usize].take_if(|pause| pause.at <= call.sent_at);
         self.results.has_answer = true;
         self.failures_in_a_row = 0;
@@ -227,6 +232,7 @@ impl CircuitBreaker {
     /// | …, about a retry, or after such a pause | order alone | order alone | pauses lists |
     /// | …, more than `LONE_MAX` in a row | pauses starts | pauses look-ups | pauses lists |
     /// | throttled without it | no pause | pauses look-ups, ever longer | pauses lists |
+    /// | …, about a retry, up to `LONE_MAX` in a row | order alone | as above | pauses lists |
     ///
     /// Throttled starts and look-ups that do not concern their order alone reduce the start rate, and after such a
     /// look-up polls take the places of starts. Throttled lists do neither: they may always be, and look-ups take
@@ -242,6 +248,13 @@ impl CircuitBreaker {
             let pause = match call.kind {
                 RequestKind::LookUp => last.until.since(last.at) * 2,
                 RequestKind::List => LIST_PAUSE,
+                RequestKind::Start if call.is_retry && failure.is_throttled() => {
+                    let (in_a_row, last_at) = self.throttled_retries.unwrap_or((0, now));
+                    let is_row = now.since(last_at) <= BACKOFF_BASE;
+                    let in_a_row = if is_row { in_a_row + 1 } else { 1 };
+                    self.throttled_retries = Some((in_a_row, now));
+                    return in_a_row > LONE_MAX;
+                }
                 RequestKind::Start => return true,
             };
             // Of look-ups that are throttled together, the first counts.

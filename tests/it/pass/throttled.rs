@@ -164,6 +164,27 @@ fn a_few_orders_that_are_always_throttled_delay_none_that_come_now_and_then() {
 }
 
 #[test]
+fn a_few_orders_that_are_always_throttled_delay_none_of_many_that_come_at_once() {
+    for seconds in [1, 2, 4, 8, 16, 32] {
+        let harness = with_eight_slots();
+        harness.has_learned(LearnedLimits::default());
+        let mut reconciler = harness.reconciler();
+        harness.upstream.throttled.set(Some(("bad", 429, None)));
+        for n in 0..5 {
+            harness.create(&format!("bad{n}"));
+        }
+        passes(&harness, &mut reconciler, seconds);
+        harness.create_many(100);
+        let since = harness.clock.now();
+        while harness.count(Status::Created) > 5 {
+            passes(&harness, &mut reconciler, 1);
+        }
+        let took = harness.clock.now().since(since);
+        assert!(took < Duration::from_secs(3), "{seconds}: {took:?}");
+    }
+}
+
+#[test]
 fn an_order_whose_look_ups_are_always_throttled_settles_by_a_list() {
     for retry_after in [Some(20), None] {
         let harness = Harness::new(3);
