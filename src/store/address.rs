@@ -103,15 +103,17 @@ impl FromStr for DatabaseUrl {
     }
 }
 
-/// Returns whether a text is an address of some kind rather than a path: a URL, or libpq's `key=value`.
+/// Returns whether a text is an address of some kind rather than a path: a URL, or `key=value` of libpq or of
+/// other libraries.
 fn is_address(text: &str) -> bool {
-    const FIRST_KEYS: [&str; 7] = [
-        "host", "hostaddr", "port", "user", "dbname", "service", "sslmode",
+    const FIRST_KEYS: [&str; 8] = [
+        "host", "hostaddr", "port", "user", "dbname", "service", "sslmode", "server",
     ];
     let text = text.to_ascii_lowercase().replace(char::is_whitespace, "");
     let first = text.split_once('=').map(|(key, _)| key);
     text.contains("://")
         || text.contains("password=")
+        || text.contains("pwd=")
         || first.is_some_and(|key| FIRST_KEYS.contains(&key))
 }
 
@@ -179,6 +181,8 @@ mod tests {
             "sqlite:postgres://me:secret@db/orders",
             "host=db user=orders password=secret",
             "dbname = orders",
+            "Server=db;Database=orders;Uid=me",
+            "Data Source=db;Pwd=secret",
             "me Password = secret",
         ] {
             let error = text.parse::<DatabaseUrl>().unwrap_err();
