@@ -393,19 +393,19 @@ impl Connector {
     /// what is left of that to other programs.
     async fn check_session(&self, config: &Config, session: &Session) -> Result<(), Error> {
         let lock = format!(
-            "SELECT pg_backend_pid()::text || pg_try_advisory_xact_lock({})::text",
+            "SELECT concat_ws(' ', pg_backend_pid(), pg_try_advisory_xact_lock({}))",
             fastrand::i64(..)
         );
         let other = self.start_session(config, None).await?;
         let pid = session.text("SELECT pg_backend_pid()").await?;
         // A pooler lends it the session that was used last.
         let locked = other.text(&format!("BEGIN; {lock}")).await?;
-        if locked == format!("{pid}true") {
+        if locked == format!("{pid} t") {
             return Err(ServerError::Pooler.into());
         }
         let refused = session.text(&lock).await?;
         other.execute("ROLLBACK").await?;
-        let mut is_same = refused.starts_with(&pid);
+        let mut is_same = refused.split(' ').next() == Some(&*pid);
         // A pooler may lend its sessions in turns.
         for _ in 0..2 {
             is_same &= session.text("SELECT pg_backend_pid()").await? == pid;
@@ -413,7 +413,7 @@ impl Connector {
         if !is_same {
             return Err(ServerError::Pooler.into());
         }
-        if refused != format!("{pid}false") {
+        if refused != format!("{pid} f") {
             // Of two servers behind one name, one is a former primary.
             self.check_timeline(&other).await?;
             self.check_timeline(session).await?;

@@ -396,6 +396,24 @@ fn a_pooler_that_gives_each_transaction_another_session_is_refused_by_every_comm
     }
 }
 
+#[test]
+fn a_pooler_in_session_mode_is_used() {
+    let primary = Cluster::own(&[]);
+    let env = TestEnvironment::new();
+    let Some(pooler) = Pooler::start(&primary, "pool_mode = session") else {
+        return;
+    };
+    let url = pooler.url();
+    for (command, code) in [
+        (&["order-reconciler", "--once"][..], 0),
+        (&["order-service", "check"], 0),
+        (&["order-service", "explain", "a1"], 1),
+    ] {
+        let arguments = [&command[1..], &["--database-url", &url]].concat();
+        env.run(command[0], &arguments).assert_code(code);
+    }
+}
+
 fn spawn_psql(url: &str, sql: &str) -> Child {
     unprivileged("psql")
         .args(["-X", "-A", "-t", "-q", url, "-c", sql])
