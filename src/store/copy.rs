@@ -23,7 +23,8 @@ use self::differences::{count, differences, must_be_equal};
 use self::passes::Copy;
 pub(super) use self::side::{Access, Side};
 use self::side::{
-    is_relocated, lead_within, must_be_free, of, open_source, open_target, open_to_read, relocation,
+    address, is_relocated, lead_within, must_be_free, of, open_source, open_target, open_to_read,
+    relocation,
 };
 pub(super) use self::tables::{HISTORIES, Table};
 use self::tables::{JOURNAL, ORDERS};
@@ -148,11 +149,12 @@ pub fn move_database(
         return Err(occupied.into());
     }
     let mut from = open_source(from)?;
+    let moved = Relocation::moved(address(to)?);
+    // A copy was interrupted between its last two transactions, or its target was lost. A source that is
+    // refused leaves no target behind.
+    let has_moved = is_relocated(&*from, |found| *found == moved)?;
     let incomplete = Relocation::incomplete(from.address());
     let mut to = open_target(to, &incomplete)?;
-    let moved = Relocation::moved(to.address());
-    // A copy was interrupted between its last two transactions.
-    let has_moved = is_relocated(&*from, |found| *found == moved)?;
     if !is_relocated(&*to, |found| found.address == incomplete.address)? {
         return Err(OpenError::new(to.address(), OpenReason::Occupied).into());
     }

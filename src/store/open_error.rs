@@ -23,7 +23,7 @@ pub(super) enum OpenReason {
     File(#[from] FileError),
     #[cfg(feature = "postgres")]
     #[error(transparent)]
-    Server(#[from] ServerError),
+    Server(ServerError),
     /// The orders are in another database.
     #[error("{0}")]
     Relocated(Relocation),
@@ -48,7 +48,22 @@ impl OpenError {
 
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.address, self.reason)
+        let Self { address, reason } = self;
+        write!(f, "{address}: {reason}")?;
+        match &**reason {
+            OpenReason::Relocated(found) => write!(f, "; {}", found.advice(address)),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<ServerError> for OpenReason {
+    fn from(error: ServerError) -> Self {
+        match error {
+            ServerError::Relocated(found) => Self::Relocated(found),
+            error => Self::Server(error),
+        }
     }
 }
 

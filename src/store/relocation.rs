@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::lines::{BoxError, Lines, fields};
+use crate::messages::quoted;
 use crate::order::words;
 
 /// The reason why a database must not be used: its orders are in another one.
@@ -36,21 +37,37 @@ pub(super) enum Purpose {
 /// Completes a sentence that begins with the address of the database.
 impl fmt::Display for Relocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = &self.address;
-        match self.state {
-            State::Incomplete => write!(
-                f,
-                "is an incomplete copy of {address}; run `order-service copy` again, or remove it"
-            ),
-            State::Moved => write!(
-                f,
-                "has moved to {address}; use that address, or undo it by `order-service copy --take-back FROM TO`"
-            ),
-        }
+        let state = match self.state {
+            State::Incomplete => "is an incomplete copy of",
+            State::Moved => "has moved to",
+        };
+        write!(f, "{state} {}", self.address)
+    }
+}
+
+/// Returns how the database of this address is removed.
+fn removal(address: &str) -> &'static str {
+    match address.starts_with("postgres") {
+        true => "run `DROP SCHEMA order_service CASCADE` in it",
+        false => "delete the file",
     }
 }
 
 impl Relocation {
+    /// Returns what can be done about the database of this address.
+    pub(super) fn advice(&self, address: &str) -> String {
+        let [this, other] = [address, &self.address].map(quoted);
+        match self.state {
+            State::Incomplete => format!(
+                "run `order-service copy {other} {this}` again, or {}",
+                removal(address)
+            ),
+            State::Moved => format!(
+                "use that address, or undo it by `order-service copy --take-back {this} {other}`"
+            ),
+        }
+    }
+
     /// The mark of a copy from this database that is not complete.
     pub(super) fn incomplete(address: String) -> Self {
         let state = State::Incomplete;

@@ -238,6 +238,67 @@ async fn a_moved_or_incomplete_database_is_refused_with_one_line() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_refused_leaves_no_target_behind() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        copied(&env, &from, &to);
+        let third = new_url(&env, engines[1]);
+        let refused = copy(&env, &[&from, &third]).assert_code(3);
+        let expected = format!("{from}: has moved to {to}; ");
+        assert!(refused.stderr.contains(&expected), "{refused:?}");
+        execute(
+            &to,
+            &format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')"),
+        );
+        let refused = copy(&env, &[&to, &third]).assert_code(3);
+        let expected = format!("{to}: is an incomplete copy of {from}; ");
+        assert!(refused.stderr.contains(&expected), "{refused:?}");
+        execute(&to, "DELETE FROM relocation");
+        assert_eq!(check(&env, &third).code, Some(3), "nothing is there");
+        copied(&env, &to, &third);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_advice_of_a_refusal_can_be_followed_as_it_is() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        copied(&env, &from, &to);
+        execute(
+            &to,
+            &format!("INSERT INTO relocation VALUES (1, 'incomplete', '{from}')"),
+        );
+        let incomplete = check(&env, &to).assert_code(3).stderr;
+        let removal = match engines[1] {
+            Engine::Sqlite => " again, or delete the file\n",
+            #[cfg(feature = "postgres")]
+            Engine::Postgres => "`DROP SCHEMA order_service CASCADE`",
+        };
+        assert!(incomplete.contains(removal), "{incomplete}");
+        assert_eq!(follow(&env, &incomplete).code, Some(0), "{incomplete}");
+        let moved = check(&env, &from).assert_code(3).stderr;
+        follow(&env, &moved).assert_code(0);
+        check(&env, &from).assert_code(0);
+        check(&env, &to).assert_code(3);
+    }
+}
+
+fn check(env: &TestEnvironment, url: &str) -> Ran {
+    env.run("order-service", &["check", "--database-url", url])
+}
+
+/// Runs the command that a message advises.
+fn follow(env: &TestEnvironment, message: &str) -> Ran {
+    let (_, command) = message.split_once("`order-service ").expect(message);
+    let (command, _) = command.split_once('`').expect(message);
+    let arguments: Vec<_> = command
+        .split(' ')
+        .map(|word| word.trim_matches('\''))
+        .collect();
+    env.run("order-service", &arguments)
+}
+
 #[test]
 fn a_password_in_an_argument_is_refused_and_not_repeated() {
     let env = TestEnvironment::new();

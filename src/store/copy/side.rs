@@ -57,16 +57,26 @@ pub(in crate::store) trait Side: Lines + Send {
     fn finish(&mut self) -> Result<(), BoxError>;
 }
 
+/// Returns the address of a database, as it is stored where its orders have moved to or from. The database
+/// need not exist.
+pub(super) fn address(url: &DatabaseUrl) -> Result<String, OpenError> {
+    match url {
+        DatabaseUrl::Sqlite(path) => sqlite::address(path),
+        #[cfg(feature = "postgres")]
+        DatabaseUrl::Postgres(url) => Ok(url.to_string()),
+    }
+}
+
 /// Refuses a database that has orders which may be used, before anything in it is changed.
 pub(super) fn must_be_free(url: &DatabaseUrl) -> Result<(), OpenError> {
-    let (is_free, address) = match url {
-        DatabaseUrl::Sqlite(path) => (!sqlite::holds_orders(path), sqlite::address(path)),
+    let is_free = match url {
+        DatabaseUrl::Sqlite(path) => !sqlite::holds_orders(path),
         #[cfg(feature = "postgres")]
-        DatabaseUrl::Postgres(url) => (postgres::LineSession::open(url).is_err(), url.to_string()),
+        DatabaseUrl::Postgres(url) => postgres::LineSession::open(url).is_err(),
     };
     match is_free {
         true => Ok(()),
-        false => Err(OpenError::new(address, OpenReason::Occupied)),
+        false => Err(OpenError::new(address(url)?, OpenReason::Occupied)),
     }
 }
 

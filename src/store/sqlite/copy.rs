@@ -109,8 +109,12 @@ impl CopySide {
     }
 }
 
-/// Returns the address of a file, as it is stored where its orders have moved to or from.
-pub(in crate::store) fn address(path: &Path) -> String {
+/// Returns the address of a file, which need not exist; that of an open one is the same.
+pub(in crate::store) fn address(path: &Path) -> Result<String, OpenError> {
+    open::absolute(path).map(|path| address_of(&path))
+}
+
+fn address_of(path: &Path) -> String {
     format!("sqlite:{}", path.display())
 }
 
@@ -127,7 +131,7 @@ impl Lines for CopySide {
 
 impl Side for CopySide {
     fn address(&self) -> String {
-        address(&self.path)
+        address_of(&self.path)
     }
 
     fn is_backup(&self) -> bool {

@@ -106,7 +106,7 @@ pub(super) fn prepare(
     Ok((file, db))
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, OpenError> {
     // Symbolic links are followed, so that all users of a database take the same lock files.
     if let Ok(path) = path.canonicalize() {
         return Ok(path);
