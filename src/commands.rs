@@ -90,8 +90,7 @@ fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
         });
     }
     if args.take_back {
-        store::take_back(from, to)?;
-        process::print("taken back\n");
+        process::print(store::take_back(from, to)?);
         return Ok(Exit::Done);
     }
     let mut reported_at = Instant::now();

@@ -55,7 +55,7 @@ pub use self::answers::{
 };
 use self::answers::{Outage, Page};
 pub use self::backup::{Backup, BackupError, back_up};
-pub use self::copy::{Moved, TransferError, compare, move_database, take_back};
+pub use self::copy::{Moved, TakenBack, TransferError, compare, move_database, take_back};
 pub use self::cursor::{Cursor, Gone};
 pub use self::error::StoreError;
 pub use self::filter::{AttentionFilter, Filter};

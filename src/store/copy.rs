@@ -19,7 +19,7 @@ mod tables;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use self::differences::{count, differences, must_be_equal};
+use self::differences::{continues, count, differences, must_be_equal};
 use self::passes::Copy;
 pub(super) use self::side::{Access, Side};
 use self::side::{
@@ -28,9 +28,10 @@ use self::side::{
 };
 pub(super) use self::tables::{HISTORIES, Table};
 use self::tables::{JOURNAL, ORDERS};
-use super::relocation::Relocation;
+use super::relocation::{Relocation, removal};
 use super::sqlite;
 use super::{DatabaseUrl, Finding, OpenError, OpenReason};
+use crate::messages::quoted;
 
 /// Duration of a pass after which the next one takes the locks: about as long as that will hold them.
 const SHORT_PASS: Duration = Duration::from_millis(1_500);
@@ -92,6 +93,37 @@ impl fmt::Display for Moved {
     }
 }
 
+/// A move that was undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TakenBack {
+    /// The source of the move, which can be used again.
+    pub from: String,
+    /// Its target, which refuses to be opened from now on.
+    pub to: String,
+}
+
+impl fmt::Display for TakenBack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to } = self;
+        writeln!(f, "taken back; use {from}, as {to} refuses to be opened")
+    }
+}
+
+impl TakenBack {
+    /// Returns the commands that move the orders again, and back.
+    fn commands(&self) -> [String; 2] {
+        let (from, to) = (quoted(&self.from), quoted(&self.to));
+        [[&from, &to], [&to, &from]].map(|[from, to]| format!("order-service copy {from} {to}"))
+    }
+
+    /// Returns what can be done about a target that is not the one that the orders moved to.
+    fn if_removed(&self) -> String {
+        let [move_again, _] = self.commands();
+        let remove = removal(&self.to);
+        format!("to give up the orders that it holds, {remove}; then `{move_again}` fills it again")
+    }
+}
+
 /// Reasons why a database was not copied or compared.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
@@ -129,7 +161,7 @@ pub enum TransferError {
         /// First difference.
         first: String,
         /// Action for the operator.
-        to_do: &'static str,
+        to_do: String,
     },
 }
 
@@ -157,6 +189,19 @@ pub fn move_database(
     let mut to = open_target(to, &incomplete)?;
     if !is_relocated(&*to, |found| found.address == incomplete.address)? {
         return Err(OpenError::new(to.address(), OpenReason::Occupied).into());
+    }
+    if relocation(&*to)? == Some(Relocation::moved(from.address())) && !continues(&*from, &*to)? {
+        let addresses = TakenBack {
+            from: to.address(),
+            to: from.address(),
+        };
+        let what = format!(
+            "{}: was created anew after the orders of {} had moved there, and would replace them; {}",
+            addresses.to,
+            addresses.from,
+            addresses.if_removed()
+        );
+        return Err(TransferError::Refused(what));
     }
     if !lead_within(&mut *to, HOLDER_TIMEOUT)? {
         let what = format!("{}: is being copied into by another program", to.address());
@@ -208,16 +253,33 @@ pub fn move_database(
 /// # Errors
 /// [`TransferError::Different`] if any order, entry, heartbeat, total of what was pruned or history of
 /// the target is no longer as it was copied.
-pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), TransferError> {
-    let (mut from, mut to) = (open_source(from)?, open_source(to)?);
-    if relocation(&*from)? != Some(Relocation::moved(to.address())) {
-        let what = format!("{} has not moved to {}", from.address(), to.address());
+pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<TakenBack, TransferError> {
+    let mut from = open_source(from)?;
+    let addresses = TakenBack {
+        from: from.address(),
+        to: address(to)?,
+    };
+    let [move_again, move_back] = addresses.commands();
+    if relocation(&*from)? != Some(Relocation::moved(addresses.to.clone())) {
+        let what = format!("{} has not moved to {}", addresses.from, addresses.to);
         return Err(TransferError::Refused(what));
     }
+    let mut to = open_source(to).map_err(|error| {
+        error.if_lost(format_args!(
+            "if it is lost, with all that was written to it, `{move_again}` copies the orders into an \
+             empty database at that address"
+        ))
+    })?;
     // Otherwise no program has used the target since.
     if !is_relocated(&*to, |found| found.address == from.address())? {
         to.begin(Access::Exclusive).map_err(of(&*to))?;
-        let to_do = "`order-service copy TO FROM` brings everything back";
+        let to_do = match continues(&*to, &*from)? {
+            true => format!("`{move_back}` brings everything back"),
+            false => format!(
+                "it was created anew after the orders had moved there: {}",
+                addresses.if_removed()
+            ),
+        };
         differences(&*from, &*to, &mut must_be_equal(&*to, to_do))?;
         let to_source = Relocation::moved(from.address());
         to.relocate(Some(&to_source)).map_err(of(&*to))?;
@@ -225,7 +287,8 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<(), TransferErr
     }
     from.begin(Access::Exclusive).map_err(of(&*from))?;
     from.relocate(None).map_err(of(&*from))?;
-    from.commit().map_err(of(&*from))
+    from.commit().map_err(of(&*from))?;
+    Ok(addresses)
 }
 
 /// Compares two databases row by row, each as of one moment, and reports the differences. Returns

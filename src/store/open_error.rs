@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::postgres::ServerError;
 use super::relocation::Relocation;
 use super::sqlite::FileError;
+#[cfg(feature = "postgres")]
+use crate::messages::with_causes;
 
 /// A database cannot be used: one line with its address, the reason and what to do.
 #[derive(Clone, Debug)]
@@ -27,6 +29,9 @@ pub(super) enum OpenReason {
     /// The orders are in another database.
     #[error("{0}")]
     Relocated(Relocation),
+    /// The orders have moved there, and it is not there any more, or cannot be reached.
+    #[error("{0}")]
+    Lost(String),
     /// A copy would replace what is there.
     #[error("holds an order database already; name one that does not")]
     Occupied,
@@ -38,6 +43,21 @@ impl OpenError {
             address: address.to_string(),
             reason: Arc::new(reason.into()),
         }
+    }
+
+    /// Adds what to do about a database that was there if it is not, or if its server does not answer.
+    pub(super) fn if_lost(self, advice: impl fmt::Display) -> Self {
+        let why = match &*self.reason {
+            OpenReason::File(FileError::Missing | FileError::Empty) => {
+                "there is no order database".to_owned()
+            }
+            #[cfg(feature = "postgres")]
+            OpenReason::Server(ServerError::Missing) => "there is no order database".to_owned(),
+            #[cfg(feature = "postgres")]
+            OpenReason::Server(ServerError::Unreachable(_)) => with_causes(&*self.reason),
+            _ => return self,
+        };
+        Self::new(self.address, OpenReason::Lost(format!("{why}; {advice}")))
     }
 
     /// Returns whether the database is there, and its contents are damaged.

@@ -46,7 +46,7 @@ impl fmt::Display for Relocation {
 }
 
 /// Returns how the database of this address is removed.
-fn removal(address: &str) -> &'static str {
+pub(super) fn removal(address: &str) -> &'static str {
     match address.starts_with("postgres") {
         true => "run `DROP SCHEMA order_service CASCADE` in it",
         false => "delete the file",

@@ -4,7 +4,6 @@ mod damages;
 mod interrupted;
 mod running;
 
-#[cfg(feature = "postgres")]
 use std::fs;
 
 use order_service::journal_stats::JournalStats;
@@ -232,10 +231,62 @@ async fn a_moved_or_incomplete_database_is_refused_with_one_line() {
         // Its entry of the journal differs too: the first difference is enough.
         let differs = format!("{to} differs from the source: order \"new\" is not in the source; ");
         assert!(back.stderr.contains(&differs), "{back:?}");
-        let to_do = "copy TO FROM` brings everything back";
-        assert!(back.stderr.contains(to_do), "{back:?}");
+        assert!(back.stderr.contains("brings everything back"), "{back:?}");
         refused(&from, &moved);
+        assert_eq!(follow(&env, &back.stderr).code, Some(0), "{back:?}");
+        refused(&to, &format!("has moved to {from}; "));
     }
+}
+
+/// Removes a database as its operator would do it.
+fn remove(url: &str) {
+    match url.strip_prefix("sqlite:") {
+        Some(file) => fs::remove_file(file).unwrap(),
+        None => execute(url, "DROP SCHEMA order_service CASCADE"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_move_whose_target_was_lost_is_repeated_and_never_undone_from_an_empty_one() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        let before = contents(&from).await;
+        copied(&env, &from, &to);
+        remove(&to);
+        let lost = copy(&env, &["--take-back", &from, &to]).assert_code(3);
+        assert!(
+            lost.stderr.contains("there is no order database; "),
+            "{lost:?}"
+        );
+        // As if a program of the service had been started again before the advice is followed.
+        drop(open(&to));
+        for arguments in [&["--take-back", &from, &to][..], &[&to, &from]] {
+            let anew = copy(&env, arguments);
+            assert_ne!(anew.code, Some(0), "{anew:?}");
+            assert!(anew.stderr.contains("was created anew"), "{anew:?}");
+            let to_do = "to give up the orders that it holds, ";
+            assert!(anew.stderr.contains(to_do), "{anew:?}");
+        }
+        remove(&to);
+        assert_eq!(follow(&env, &lost.stderr).code, Some(0), "{lost:?}");
+        assert_eq!(contents(&to).await, before);
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_cannot_be_reached_is_reported_with_what_can_be_done() {
+    let (env, [from, _]) = filled([Engine::Sqlite, Engine::Postgres]).await;
+    let to = "postgres://me@127.0.0.1:1/orders";
+    execute(
+        &from,
+        &format!("INSERT INTO relocation VALUES (1, 'moved', '{to}')"),
+    );
+    let lost = copy(&env, &["--take-back", &from, to]).assert_code(3);
+    let expected =
+        format!("if it is lost, with all that was written to it, `order-service copy {from} ");
+    assert!(lost.stderr.contains(&expected), "{lost:?}");
+    check(&env, &from).assert_code(3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -278,7 +329,9 @@ async fn the_advice_of_a_refusal_can_be_followed_as_it_is() {
         assert!(incomplete.contains(removal), "{incomplete}");
         assert_eq!(follow(&env, &incomplete).code, Some(0), "{incomplete}");
         let moved = check(&env, &from).assert_code(3).stderr;
-        follow(&env, &moved).assert_code(0);
+        let back = follow(&env, &moved).assert_code(0);
+        let address = |url: &str| url.trim_start_matches("sqlite:").to_owned();
+        assert!(back.stdout.contains(&address(&from)), "{back:?}");
         check(&env, &from).assert_code(0);
         check(&env, &to).assert_code(3);
     }

@@ -2,11 +2,12 @@
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::fmt;
 
 use super::TransferError;
 use super::ranges::{EVERYTHING, Range, chunks};
 use super::side::{Side, of};
-use super::tables::{JOURNAL, ORDERS, OTHERS, Table};
+use super::tables::{HISTORIES, JOURNAL, ORDERS, OTHERS, Table};
 use crate::store::lines::fields;
 
 /// Characters of a value that are shown.
@@ -50,16 +51,29 @@ pub(super) fn differences(
     Ok(())
 }
 
+/// Returns whether a database has the history that another one ended with, so that it is the one that the
+/// orders of that were moved to.
+pub(super) fn continues(new: &dyn Side, old: &dyn Side) -> Result<bool, TransferError> {
+    let [new, old] = [
+        read(new, &HISTORIES, EVERYTHING)?,
+        read(old, &HISTORIES, EVERYTHING)?,
+    ];
+    let ids = |rows| rows_of(rows).map(|row| fields_of(row).nth(1).flatten());
+    Ok(ids(&old)
+        .last()
+        .is_none_or(|last| ids(&new).any(|id| id == last)))
+}
+
 /// Returns a report that fails with the first difference.
 pub(super) fn must_be_equal(
     to: &dyn Side,
-    to_do: &'static str,
+    to_do: impl fmt::Display,
 ) -> impl FnMut(String) -> Result<(), TransferError> {
     move |first| {
         Err(TransferError::Different {
             address: to.address(),
             first,
-            to_do,
+            to_do: to_do.to_string(),
         })
     }
 }

@@ -47,7 +47,7 @@ pub(in crate::store) enum ServerError {
     Foreign,
     #[error("was written by a later version of this program; use that version")]
     Newer,
-    #[error("there is no order database in it; start the service on it first")]
+    #[error("there is no order database in it; name the one that the service uses")]
     Missing,
     /// A connection leads to another database than the first one.
     #[error("leads to another database than before; end this program, and start it again")]
