@@ -134,12 +134,12 @@ pub enum TransferError {
     #[error("{0}")]
     Refused(String),
     /// A database failed.
-    #[error("{address}: {source}")]
+    #[error("{address}: {cause}; run the command again once that is mended")]
     Database {
         /// The database.
         address: String,
-        /// Cause.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        /// The whole cause.
+        cause: String,
     },
     /// The rules of the check are violated.
     #[error(

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::TransferError;
 use super::tables::Table;
+use crate::messages::with_causes;
 use crate::store::lines::{BoxError, Lines};
 #[cfg(feature = "postgres")]
 use crate::store::postgres;
@@ -115,7 +116,10 @@ pub(super) fn open_target(
 /// Returns a function that names the database of an error.
 pub(super) fn of<S: Side + ?Sized>(side: &S) -> impl FnOnce(BoxError) -> TransferError + use<S> {
     let address = side.address();
-    move |source| TransferError::Database { address, source }
+    move |error| TransferError::Database {
+        address,
+        cause: with_causes(&*error),
+    }
 }
 
 /// Returns whether the orders of a side are in the other database that is expected; refuses a side whose

@@ -90,6 +90,26 @@ async fn each_damage_of_a_copy_is_found_and_reported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_error_of_a_database_is_printed_once_with_what_to_do() {
+    for engines in PAIRS {
+        let (env, [from, to]) = filled(engines).await;
+        execute(&from, "ALTER TABLE heartbeat RENAME TO other");
+        let cause = match engines[0] {
+            Engine::Sqlite => "no such table",
+            #[cfg(feature = "postgres")]
+            Engine::Postgres => "does not exist",
+        };
+        for flag in [None, Some("--verify-only")] {
+            let arguments: Vec<_> = flag.into_iter().chain([from.as_str(), &to]).collect();
+            let ran = copy(&env, &arguments).assert_code(1);
+            assert_eq!(ran.stderr.matches(cause).count(), 1, "{ran:?}");
+            let to_do = "; run the command again once that is mended\n";
+            assert!(ran.stderr.ends_with(to_do), "{ran:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_database_is_not_moved() {
     for engines in PAIRS {
         let (env, [from, to]) = filled(engines).await;
