@@ -119,8 +119,8 @@ pub struct CircuitBreaker {
     paused_until: Option<Timestamp>,
     /// The pause of each [`RequestKind`]; `None` if one had a usable answer since.
     kind_pauses: [Option<KindPause>; 3],
-    /// Number of retried starts in a row that were throttled without `Retry-After`, each within a second of
-    /// the one before, and the moment of the last.
+    /// Number of retried starts that were throttled without `Retry-After` since a first start had a usable answer,
+    /// each within a second of the one before, and the moment of the last.
     throttled_retries: Option<(u32, Timestamp)>,
     results: RequestResults,
     last_failure: Option<String>,
@@ -211,7 +211,8 @@ impl CircuitBreaker {
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
         self.are_polls_answered = true;
         self.are_starts_failing &= !call.is_start();
-        self.throttled_retries.take_if(|_| call.is_start());
+        self.throttled_retries
+            .take_if(|_| call.is_start() && !call.is_retry);
         self.kind_pauses[call.kind as usize].take_if(|pause| pause.at <= call.sent_at);
         self.results.has_answer = true;
         self.failures_in_a_row = 0;

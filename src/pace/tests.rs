@@ -46,7 +46,7 @@ fn requests_are_limited_and_none_is_sent_while_the_upstream_is_down_or_pauses() 
 }
 
 #[test]
-fn throttled_retries_lower_the_rate_also_between_starts_that_are_accepted() {
+fn throttled_retries_lower_the_rate_also_between_others_that_are_accepted() {
     for retry_after in [None, Some(Duration::ZERO)] {
         let mut limiter = pace(0.0, LearnedLimits::default(), Timestamp(0));
         let throttled = Failure {
@@ -54,11 +54,11 @@ fn throttled_retries_lower_the_rate_also_between_starts_that_are_accepted() {
             ..Failure::new("answered 429", Cause::TooManyRequests)
         };
         for at in (0..2_000).step_by(100).map(Timestamp) {
-            limiter.on_answered(start(at), at);
             let retry = Call {
                 is_retry: true,
                 ..start(at)
             };
+            limiter.on_answered(retry, at);
             limiter.on_failed(retry, at, &throttled);
         }
         let rate = limiter.rate().rate();
