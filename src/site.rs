@@ -105,10 +105,9 @@ fn host_of(value: &[u8]) -> Option<String> {
     // Refuses user information.
     let text = authority.as_str();
     let port = text.strip_prefix(authority.host())?;
-    let is_port = port.is_empty()
-        || port
-            .strip_prefix(':')
-            .is_some_and(|n| n.parse::<u16>().is_ok());
+    let digits = port.strip_prefix(':').unwrap_or(port);
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port = digits.is_empty() || is_number && digits.parse::<u16>().is_ok();
     (is_port && !authority.host().is_empty()).then(|| canonical_host(authority.host()))
 }
 
@@ -176,6 +175,7 @@ mod tests {
             "192.0.2.7",
             "localhost",
             "LOCALHOST:8080",
+            "localhost:",
             "localhost.",
             "api.localhost",
         ] {
@@ -201,6 +201,7 @@ mod tests {
             "a@localhost",
             "localhost:80:80",
             "localhost:http",
+            "localhost:+80",
             "localhost:65536",
             "::1",
             "[::1",
