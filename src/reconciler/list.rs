@@ -39,8 +39,8 @@ async fn read<U: Upstream, C: Clock>(
 
 impl<U: Upstream, C: Clock> Reconciler<U, C> {
     /// Requests a list and processes it, if it comes in [`ANSWER_WAIT`]. A longer list is read while starts
-    /// are sent. While an earlier one is read, or the upstream asks for a pause of lists, looks up some orders
-    /// instead.
+    /// are sent. While an earlier one is read, while the upstream pauses lists, and after one that was throttled,
+    /// looks up some orders instead.
     pub(super) async fn observe_by_list(
         &mut self,
         orders: OpenOrders,
@@ -50,7 +50,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     ) -> anyhow::Result<Report> {
         let breaker = self.pace.breaker();
         let paused_until = breaker.kind_paused_until(RequestKind::List, began_at);
-        if !self.requests.lists.is_empty() || paused_until.is_some() {
+        let was_throttled = std::mem::take(&mut self.was_list_throttled);
+        if was_throttled || paused_until.is_some() || !self.requests.lists.is_empty() {
             let mut observations = Observations::new(orders, others_running);
             self.look_up_instead(&mut observations, stop).await;
             return self
@@ -85,8 +86,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Processes a list that has ended. If it failed, looks up some orders instead, so that orders
-    /// make progress although no list ever works; if it was throttled, from the next pass on, as the
-    /// limit may be one of all requests.
+    /// make progress although no list ever works; if it was throttled, in the next poll, as the limit may be one
+    /// of all requests.
     async fn on_list(
         &mut self,
         answer: ListAnswer,
@@ -115,7 +116,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             );
             let breaker = self.pace.breaker();
             let paused_until = breaker.kind_paused_until(RequestKind::List, now);
-            if self.is_once || paused_until.is_none() {
+            self.was_list_throttled = paused_until.is_some() && !self.is_once;
+            if !self.was_list_throttled {
                 self.look_up_instead(&mut observations, stop).await;
             }
         }

@@ -347,3 +347,19 @@ fn an_upstream_that_answers_429_to_all_starts_is_up_and_reported_as_refusing_the
     assert_eq!(learned.throttling, Throttling::default());
     assert!(learned.wait(1, harness.clock.now()).is_some());
 }
+
+#[test]
+fn lists_that_are_always_throttled_hold_up_no_order_on_a_slow_schedule() {
+    for fault in [Fault::Status(429), Fault::Pause(1)] {
+        let mut harness = with_eight_slots();
+        harness.settings.schedule = "0 * * * * *".parse().unwrap();
+        harness.create_many(30);
+        let mut reconciler = harness.reconciler();
+        harness.upstream.list_fault.set(Some(fault));
+        for _ in 0..20 {
+            pass(&mut reconciler);
+            harness.forward(60_000);
+        }
+        assert!(harness.has_settled_all(), "{fault:?}");
+    }
+}
