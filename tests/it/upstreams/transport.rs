@@ -156,7 +156,7 @@ async fn a_proxy_that_refuses_access_is_named_at_once() {
         .start_with("order-reconciler", &[], &variables, false);
     reconciler.logs("the upstream is down");
     assert_eq!(proxy.asked().len(), 1, "{}", reconciler.logged());
-    reconciler.logs("are the user name and password in HTTP_PROXY right?");
+    reconciler.logs("are the user name and password in the proxy's URL right?");
 }
 
 #[tokio::test(flavor = "multi_thread")]
