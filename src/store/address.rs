@@ -83,6 +83,9 @@ impl FromStr for DatabaseUrl {
                 // sqlite:///a/b is an absolute path, sqlite://a a relative one, as elsewhere.
                 rest.strip_prefix("//").unwrap_or(rest)
             }
+            Some(("postgres" | "postgresql", rest)) if !rest.starts_with("//") => {
+                return Err(DatabaseUrlError::NotAPath);
+            }
             #[cfg(not(feature = "postgres"))]
             Some(("postgres" | "postgresql", _)) => return Err(DatabaseUrlError::WithoutPostgres),
             #[cfg(feature = "postgres")]
@@ -174,6 +177,7 @@ mod tests {
         for text in [
             " postgres://me:secret@db/orders",
             "\"postgres://me:secret@db/orders\"",
+            "postgres:me:c2VjcmV0=@db/orders",
             "'postgres://me:secret@db/orders'",
             "Postgres://db/orders?password=secret",
             "jdbc:postgresql://db/orders?user=me&password=secret",
