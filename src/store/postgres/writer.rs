@@ -196,7 +196,7 @@ impl Writer {
         let mut cause = with_causes(error);
         if matches!(error, Error::TimedOut) && self.connector.is_replicated() {
             cause.push_str(
-                "; its commits wait for a synchronous standby: check that pg_stat_replication lists one",
+                "; perhaps its commits wait for a synchronous standby: check that pg_stat_replication lists one",
             );
         }
         cause
