@@ -34,8 +34,7 @@ use crate::store::retirement::Retirement;
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time limit for one host, so that of one that accepts connections and says nothing the others' errors are
-/// still reported.
+/// Time limit for one host: if it accepts connections and says nothing, the others' errors are still reported.
 const HOST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Time for which other hosts are waited for once one can be written.
@@ -281,7 +280,8 @@ impl Connector {
         let attempts = attempts.enumerate().map(|(index, server)| {
             let attempt = self.connect_to(server, notified.clone());
             let attempt = tokio::time::timeout(HOST_TIMEOUT, attempt);
-            attempt.map(move |done| (index, done.unwrap_or(Err(Error::TimedOut))))
+            let in_time = ServerError::Unreachable("no answer in time".into());
+            attempt.map(move |done| (index, done.unwrap_or(Err(in_time.into()))))
         });
         let mut attempts: FuturesUnordered<_> = attempts.collect();
         let mut found: Option<Session> = None;
@@ -307,18 +307,21 @@ impl Connector {
         }
     }
 
-    /// Connects to one host, and checks the server: once whether it can keep sessions apart, and each time
-    /// its settings.
+    /// Connects to one host, and checks its settings, and once whether it keeps sessions apart.
     async fn connect_to(
         &self,
         (config, is_checked): (&Config, &AtomicBool),
         notified: Option<Arc<Notify>>,
     ) -> Result<Session, Error> {
-        let session = self.start_session(config, notified).await?;
-        if !is_checked.load(Ordering::Relaxed) {
-            self.check_session(config, &session).await?;
+        let session = self.start_session(config, notified);
+        let session = if is_checked.load(Ordering::Relaxed) {
+            session.await?
+        } else {
+            let (session, other) = tokio::try_join!(session, self.start_session(config, None))?;
+            self.check_session(&session, &other).await?;
             is_checked.store(true, Ordering::Relaxed);
-        }
+            session
+        };
         settings::apply(&session).await?;
         self.check_timeline(&session).await?;
         Ok(session)
@@ -337,10 +340,8 @@ impl Connector {
             (_, Some(code)) if code.code().starts_with("28") => {
                 let may_want_tls =
                     self.tls.is_none() && *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
-                let tls = match may_want_tls {
-                    true => ", and if the server wants TLS, set sslmode=verify-full",
-                    false => "",
-                };
+                let hint = ", and if the server wants TLS, set sslmode=verify-full";
+                let tls = if may_want_tls { hint } else { "" };
                 ServerError::Refused(tls, error.into())
             }
             _ => ServerError::Unreachable(error.into()),
@@ -388,15 +389,13 @@ impl Connector {
         Ok(())
     }
 
-    /// Checks that a connection to a host stays with one session of the server while another one is in a
-    /// transaction, and that a lock of that one keeps it out. Sets and prepares nothing: a pooler would lend
-    /// what is left of that to other programs.
-    async fn check_session(&self, config: &Config, session: &Session) -> Result<(), Error> {
+    /// Checks that a connection stays with one session of the server while another one is in a transaction, and
+    /// that a lock of that one keeps it out. Leaves nothing that a pooler would lend to other programs.
+    async fn check_session(&self, session: &Session, other: &Session) -> Result<(), Error> {
         let lock = format!(
             "SELECT concat_ws(' ', pg_backend_pid(), pg_try_advisory_xact_lock({}))",
             fastrand::i64(..)
         );
-        let other = self.start_session(config, None).await?;
         let pid = session.text("SELECT pg_backend_pid()").await?;
         // A pooler lends it the session that was used last.
         let locked = other.text(&format!("BEGIN; {lock}")).await?;
@@ -415,8 +414,9 @@ impl Connector {
         }
         if refused != format!("{pid} f") {
             // Of two servers behind one name, one is a former primary.
-            self.check_timeline(&other).await?;
-            self.check_timeline(session).await?;
+            for session in [session, other, session] {
+                self.check_timeline(session).await?;
+            }
             return Err(ServerError::Locks.into());
         }
         Ok(())
