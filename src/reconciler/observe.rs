@@ -129,7 +129,8 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             let (action, seq) = (decision.action, order.seq);
             let to_change = |transition| OrderChange { seq, transition };
             changes.extend(transitions.drain(..).map(to_change));
-            if action == Action::Start {
+            // The answer of a look-up in flight decides anew.
+            if action == Action::Start && !self.requests.look_ups.contains(seq) {
                 if let Some(observation) = observation.filter(|_| missed.is_some()) {
                     order.mark_missing(observation.began_at);
                 }
