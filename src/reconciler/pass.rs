@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt;
 
 use super::poll_due::{POLLING_TIME_MAX, reached};
 use super::{Reconciler, Report};
@@ -42,6 +43,8 @@ pub async fn run<U: Upstream, C: Clock>(
                 }
             }
             Err(_) if reconciler.context.lead.loss().is_some() => break,
+            // The program shuts down, and logs the reason.
+            Err(_) if reconciler.context.store.retired().now_or_never().is_some() => {}
             Err(error) => {
                 let error = format!("{error:#}");
                 if logged.as_ref() != Some(&error) {
