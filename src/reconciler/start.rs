@@ -147,11 +147,9 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
                 // The answer decides anew.
                 continue;
             }
-            let now = self.now();
+            let (now, context) = (self.now(), &self.context);
             self.reconciler.pace.on_dequeued(now);
-            let conclusion = self
-                .context
-                .conclude(&order, Occasion::Dequeue, None, None, now);
+            let conclusion = context.conclude(&order, Occasion::Dequeue, None, None, now);
             self.advance(order, conclusion);
         }
     }
@@ -258,9 +256,7 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
 
     fn on_committed(&mut self, committed: Committed) {
         self.report += committed.report;
-        if let Some(error) = committed.error {
-            self.error.get_or_insert(error);
-        }
+        self.error = self.error.take().or(committed.error);
         for order in committed.dropped {
             self.context.enter(Stage::Done, &order);
         }
