@@ -155,46 +155,24 @@ pub async fn take(
     let settled = account.settled - account.pruned;
     let mut compared = 0;
     let began_at = store.clock().now();
-    let batch = RefCell::new(Vec::new());
-    let on_entry = |entry: ListEntry<'_>| {
-        if let Ok(id) = OrderId::new(&*entry.order_id) {
-            let observed = Observed::of_status(&entry.status);
-            batch.borrow_mut().push((id, observed));
-        }
-    };
-    let mut list = pin!(timeout(list_timeout, upstream.list(on_entry)));
-    let listed = loop {
-        // The list waits while its last entries are compared, so that no more of them are in memory.
-        let ended = poll_fn(|cx| match list.as_mut().poll(cx) {
-            Poll::Pending if !batch.borrow().is_empty() => Poll::Ready(None),
-            ended => ended.map(Some),
-        });
-        let ended = ended.await;
-        let find = async |(id, observed)| Ok::<_, StoreError>((store.find(&id).await?, observed));
-        let mut found = pin!(stream::iter(batch.take()).map(find).buffered(READS));
-        while let Some((view, observed)) = found.try_next().await? {
-            let Some(OrderView { order, .. }) = view else {
-                continue;
-            };
-            unlisted.remove(&order.seq);
-            compared += u64::from(order.status.is_settled());
+    let compare = |order: Order, observed| {
+        unlisted.remove(&order.seq);
+        compared += u64::from(order.status.is_settled());
+        match observed {
             // An order that settled meanwhile may have run when the list was made.
-            if order.updated_at >= began_at {
-                continue;
-            }
-            match observed {
-                Observed::Unrecognised(_) => account.unknown += 1,
-                observed => {
-                    account.disagreeing += u64::from(disagrees(order.status, &observed));
-                }
-            }
-        }
-        if let Some(ended) = ended {
-            break ended;
+            _ if order.updated_at >= began_at => {}
+            Observed::Unrecognised(_) => account.unknown += 1,
+            observed => account.disagreeing += u64::from(disagrees(order.status, &observed)),
         }
     };
-    let cut_off = |_| Failure::new("the list took too long and was cut off", Cause::Unusable);
-    let listed = listed.map_err(cut_off).flatten();
+    let listed = timeout(list_timeout, each_listed(store, upstream, compare)).await;
+    let listed = match listed {
+        Ok(listed) => listed?,
+        Err(_) => {
+            let detail = "the list took too long and was cut off";
+            Err(Failure::new(detail, Cause::Unusable))
+        }
+    };
     if let Err(failure) = listed {
         log::warn!("the upstream gave no list reason={:?}", failure.detail);
         account.unknown += unlisted.len() as u64 + settled.saturating_sub(compared);
@@ -226,6 +204,41 @@ async fn each_processing(store: &Store, mut on_order: impl FnMut(Order)) -> Resu
         page.into_iter().for_each(&mut on_order);
     }
     Ok(())
+}
+
+/// Calls `on_order` with each order that the upstream lists, as it is in the database and in the list.
+/// Returns how the list ended.
+async fn each_listed(
+    store: &Store,
+    upstream: &impl Upstream,
+    mut on_order: impl FnMut(Order, Observed),
+) -> Result<Result<u64, Failure>, StoreError> {
+    let batch = RefCell::new(Vec::new());
+    let on_entry = |entry: ListEntry<'_>| {
+        if let Ok(id) = OrderId::new(&*entry.order_id) {
+            let observed = Observed::of_status(&entry.status);
+            batch.borrow_mut().push((id, observed));
+        }
+    };
+    let mut list = pin!(upstream.list(on_entry));
+    loop {
+        // The list waits while its last entries are compared, so that no more of them are in memory.
+        let ended = poll_fn(|cx| match list.as_mut().poll(cx) {
+            Poll::Pending if !batch.borrow().is_empty() => Poll::Ready(None),
+            ended => ended.map(Some),
+        });
+        let ended = ended.await;
+        let find = async |(id, observed)| Ok::<_, StoreError>((store.find(&id).await?, observed));
+        let mut found = pin!(stream::iter(batch.take()).map(find).buffered(READS));
+        while let Some((view, observed)) = found.try_next().await? {
+            if let Some(OrderView { order, .. }) = view {
+                on_order(order, observed);
+            }
+        }
+        if let Some(ended) = ended {
+            return Ok(ended);
+        }
+    }
 }
 
 /// Returns whether a PROCESSING order with this attention waits for an operator. For other reasons than these
