@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower_service::Service;
 
-use self::requests::RequestTracker;
+use self::requests::{RequestGuard, RequestTracker};
 pub use self::slots::{CONNECTIONS_MAX, ConnectionStats, LongAnswer};
 use self::slots::{Slot, Slots};
 use self::unwritten::{FlushedStream, Unwritten};
@@ -170,25 +170,8 @@ async fn serve_connection<S, B>(
         if request.uri().path_and_query().is_none() {
             *request.uri_mut() = Uri::from_static("/");
         }
-        let answer = begun.is_some().then(|| service.clone().call(request));
-        let unwritten = unwritten.clone();
-        async move {
-            let Some(answer) = answer else {
-                // The connection was evicted, and is about to be dropped.
-                return std::future::pending().await;
-            };
-            let mut answer = answer.await?;
-            let long = answer.extensions_mut().remove::<LongAnswer>();
-            let kept = unwritten.keep((begun, long));
-            // The closure is dropped with the body.
-            let keeping = |body: B| {
-                body.map_err(move |error| {
-                    let _ = &kept;
-                    error
-                })
-            };
-            Ok::<_, Infallible>(answer.map(keeping))
-        }
+        let begun = begun.map(|guard| (guard, service.clone().call(request)));
+        answer(begun, unwritten.clone())
     });
     let mut connection = pin!(
         http1::Builder::new()
@@ -224,6 +207,34 @@ async fn serve_connection<S, B>(
         // Unsent data is still sent.
         let _ = set_socket_linger(stream.get_ref(), None);
     }
+}
+
+/// Returns the answer to a request, which is in flight until its body is dropped. A request that was not
+/// begun gets none: its connection was evicted, and is about to be dropped.
+async fn answer<B>(
+    begun: Option<(
+        RequestGuard,
+        impl Future<Output = Result<Response<B>, Infallible>>,
+    )>,
+    unwritten: Unwritten,
+) -> Result<Response<impl Body<Data = Bytes, Error = B::Error>>, Infallible>
+where
+    B: Body<Data = Bytes>,
+{
+    let Some((guard, answer)) = begun else {
+        return std::future::pending().await;
+    };
+    let mut answer = answer.await?;
+    let long = answer.extensions_mut().remove::<LongAnswer>();
+    let kept = unwritten.keep((guard, long));
+    // The closure is dropped with the body.
+    let keeping = |body: B| {
+        body.map_err(move |error| {
+            let _ = &kept;
+            error
+        })
+    };
+    Ok(answer.map(keeping))
 }
 
 /// Returns whether an answer may have been cut off: its body failed, or the client did not read it.

@@ -12,7 +12,7 @@ use super::requests::RequestGuard;
 use super::slots::LongAnswer;
 
 /// The guard and the permit of a request.
-type Guards = (Option<RequestGuard>, Option<LongAnswer>);
+type Guards = (RequestGuard, Option<LongAnswer>);
 
 /// The guards of a connection's requests whose answers are not written yet.
 #[derive(Clone, Default)]
