@@ -76,30 +76,35 @@ pub async fn copy(args: CopyArgs) -> anyhow::Result<Exit> {
 
 fn copy_now(args: &CopyArgs) -> Result<Exit, TransferError> {
     let CopyArgs { from, to, .. } = args;
+    let mut reported_at = Instant::now();
+    let progress = |done| {
+        move |orders: u64| {
+            if reported_at.elapsed() >= PROGRESS {
+                reported_at = Instant::now();
+                process::print(format_args!("  {done:<8} {orders} orders so far\n"));
+            }
+        }
+    };
     if args.verify_only {
         let report = |what| process::print(format_args!("{what}\n"));
-        return Ok(match store::compare(from, to, report)? {
-            0 => {
-                process::print("equal\n");
-                Exit::Done
-            }
-            count => {
-                process::print(format_args!("rows that differ: {count}\n"));
-                Exit::Failed
-            }
-        });
+        return Ok(
+            match store::compare(from, to, report, progress("compared"))? {
+                0 => {
+                    process::print("equal\n");
+                    Exit::Done
+                }
+                count => {
+                    process::print(format_args!("rows that differ: {count}\n"));
+                    Exit::Failed
+                }
+            },
+        );
     }
     if args.take_back {
-        process::print(store::take_back(from, to)?);
+        process::print(store::take_back(from, to, progress("compared"))?);
         return Ok(Exit::Done);
     }
-    let mut reported_at = Instant::now();
-    let moved = store::move_database(from, to, |orders| {
-        if reported_at.elapsed() >= PROGRESS {
-            reported_at = Instant::now();
-            process::print(format_args!("  {:<8} {orders} orders so far\n", "copied"));
-        }
-    })?;
+    let moved = store::move_database(from, to, progress("copied"))?;
     process::print(moved);
     Ok(Exit::Done)
 }

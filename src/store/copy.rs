@@ -19,11 +19,11 @@ mod tables;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use self::differences::{continues, count, differences, must_be_equal};
+use self::differences::{count, differences, lacks, must_be_equal};
 use self::passes::Copy;
 pub(super) use self::side::{Access, Side};
 use self::side::{
-    address, is_relocated, lead_within, must_be_free, of, open_source, open_target, open_to_read,
+    address, is_relocated, must_be_free, must_lead, of, open_source, open_target, open_to_read,
     relocation,
 };
 pub(super) use self::tables::{HISTORIES, Table};
@@ -38,9 +38,6 @@ const SHORT_PASS: Duration = Duration::from_millis(1_500);
 
 /// Passes before the locks are taken in any case, where more changes than can be copied.
 const PASSES_MAX: usize = 6;
-
-/// Time for a server to notice that a copy into it was killed.
-const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Differences that are reported one by one; beyond that only their number is.
 const REPORTED_MAX: u64 = 50;
@@ -100,27 +97,51 @@ pub struct TakenBack {
     pub from: String,
     /// Its target, which refuses to be opened from now on.
     pub to: String,
+    /// Number of orders and of entries of the journal that are equal; `None` if the target had not been
+    /// used, and was not compared.
+    pub equal: Option<[u64; 2]>,
 }
 
 impl fmt::Display for TakenBack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from, to } = self;
+        let Self { from, to, equal } = self;
+        match equal {
+            Some([orders, entries]) => {
+                writeln!(f, "  {:<8} {orders}", "orders")?;
+                writeln!(f, "  {:<8} {entries} entries", "journal")?;
+                writeln!(f, "  {:<8} equal", "checked")?;
+            }
+            None => writeln!(f, "  {:<8} nothing: {to} was not in use", "checked")?,
+        }
         writeln!(f, "taken back; use {from}, as {to} refuses to be opened")
     }
 }
 
 impl TakenBack {
+    fn new(from: String, to: String) -> Self {
+        let equal = None;
+        Self { from, to, equal }
+    }
+
     /// Returns the commands that move the orders again, and back.
     fn commands(&self) -> [String; 2] {
         let (from, to) = (quoted(&self.from), quoted(&self.to));
         [[&from, &to], [&to, &from]].map(|[from, to]| format!("order-service copy {from} {to}"))
     }
 
-    /// Returns what can be done about a target that is not the one that the orders moved to.
-    fn if_removed(&self) -> String {
+    /// Returns what can be done about a target that lacks this of what had moved there.
+    fn if_lacking(&self, what: &str) -> String {
+        let Self { from, to, .. } = self;
         let [move_again, _] = self.commands();
-        let remove = removal(&self.to);
-        format!("to give up the orders that it holds, {remove}; then `{move_again}` fills it again")
+        let (remove, compare) = (
+            removal(to),
+            move_again.replacen("copy", "copy --verify-only", 1),
+        );
+        format!(
+            "lacks what {from} had when its orders moved there, and would replace it: {what}; `{compare}` \
+             lists all that differs; to give up the orders that it holds, {remove}; then `{move_again}` fills \
+             it again"
+        )
     }
 }
 
@@ -182,29 +203,22 @@ pub fn move_database(
     }
     let mut from = open_source(from)?;
     let moved = Relocation::moved(address(to)?);
-    // A copy was interrupted between its last two transactions, or its target was lost. A source that is
-    // refused leaves no target behind.
-    let has_moved = is_relocated(&*from, |found| *found == moved)?;
+    // A source that is refused leaves no target behind.
+    is_relocated(&*from, |found| *found == moved)?;
     let incomplete = Relocation::incomplete(from.address());
     let mut to = open_target(to, &incomplete)?;
+    let led = must_lead(&mut *to);
+    // A copy was interrupted between its last two transactions, or its target was lost.
+    let has_moved = is_relocated(&*from, |found| *found == moved)?;
     if !is_relocated(&*to, |found| found.address == incomplete.address)? {
+        // Another copy has ended meanwhile.
+        is_relocated(&*from, |_| false)?;
         return Err(OpenError::new(to.address(), OpenReason::Occupied).into());
     }
-    if relocation(&*to)? == Some(Relocation::moved(from.address())) && !continues(&*from, &*to)? {
-        let addresses = TakenBack {
-            from: to.address(),
-            to: from.address(),
-        };
-        let what = format!(
-            "{}: was created anew after the orders of {} had moved there, and would replace them; {}",
-            addresses.to,
-            addresses.from,
-            addresses.if_removed()
-        );
-        return Err(TransferError::Refused(what));
-    }
-    if !lead_within(&mut *to, HOLDER_TIMEOUT)? {
-        let what = format!("{}: is being copied into by another program", to.address());
+    led?;
+    if let Some(what) = lacks(&*from, &*to)? {
+        let addresses = TakenBack::new(to.address(), from.address());
+        let what = format!("{}: {}", addresses.to, addresses.if_lacking(&what));
         return Err(TransferError::Refused(what));
     }
     let mut copy = Copy::new(&mut *from, &mut *to, Some(&incomplete), &mut progress);
@@ -222,6 +236,11 @@ pub fn move_database(
     }
     let paused = Instant::now();
     copy.begin(Access::Exclusive)?;
+    if is_relocated(copy.from, |found| *found == moved)? != has_moved {
+        let address = copy.from.address();
+        let what = format!("{address}: was taken back meanwhile; run the copy again");
+        return Err(TransferError::Refused(what));
+    }
     copy.changes()?;
     copy.whole()?;
     let open = copy.open.len() as u64;
@@ -248,20 +267,24 @@ pub fn move_database(
     })
 }
 
-/// Makes the source of a move usable again, and the target refuse to be opened.
+/// Makes the source of a move usable again, and the target refuse to be opened. `progress` is called with the
+/// number of orders that were compared.
 ///
 /// # Errors
 /// [`TransferError::Different`] if any order, entry, heartbeat, total of what was pruned or history of
 /// the target is no longer as it was copied.
-pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<TakenBack, TransferError> {
+pub fn take_back(
+    from: &DatabaseUrl,
+    to: &DatabaseUrl,
+    mut progress: impl FnMut(u64),
+) -> Result<TakenBack, TransferError> {
     let mut from = open_source(from)?;
-    let addresses = TakenBack {
-        from: from.address(),
-        to: address(to)?,
-    };
-    let [move_again, move_back] = addresses.commands();
-    if relocation(&*from)? != Some(Relocation::moved(addresses.to.clone())) {
-        let what = format!("{} has not moved to {}", addresses.from, addresses.to);
+    let mut taken_back = TakenBack::new(from.address(), address(to)?);
+    let [move_again, move_back] = taken_back.commands();
+    // Otherwise the orders may be on their way back.
+    must_lead(&mut *from)?;
+    if relocation(&*from)? != Some(Relocation::moved(taken_back.to.clone())) {
+        let what = format!("{} has not moved to {}", taken_back.from, taken_back.to);
         return Err(TransferError::Refused(what));
     }
     let mut to = open_source(to).map_err(|error| {
@@ -270,17 +293,21 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<TakenBack, Tran
              empty database at that address"
         ))
     })?;
+    let is_of_source = |found: &Relocation| found.address == taken_back.from;
+    if is_relocated(&*to, is_of_source)? {
+        // Otherwise a copy may complete it.
+        must_lead(&mut *to)?;
+    }
     // Otherwise no program has used the target since.
-    if !is_relocated(&*to, |found| found.address == from.address())? {
+    if !is_relocated(&*to, is_of_source)? {
         to.begin(Access::Exclusive).map_err(of(&*to))?;
-        let to_do = match continues(&*to, &*from)? {
-            true => format!("`{move_back}` brings everything back"),
-            false => format!(
-                "it was created anew after the orders had moved there: {}",
-                addresses.if_removed()
-            ),
+        let to_do = match lacks(&*to, &*from)? {
+            None => format!("`{move_back}` brings everything back"),
+            Some(what) => format!("it {}", taken_back.if_lacking(&what)),
         };
-        differences(&*from, &*to, &mut must_be_equal(&*to, to_do))?;
+        let mut report = must_be_equal(&*to, to_do);
+        differences(&*from, &*to, &mut report, &mut progress)?;
+        taken_back.equal = Some([count(&*to, &ORDERS)?, count(&*to, &JOURNAL)?]);
         let to_source = Relocation::moved(from.address());
         to.relocate(Some(&to_source)).map_err(of(&*to))?;
         to.commit().map_err(of(&*to))?;
@@ -288,28 +315,30 @@ pub fn take_back(from: &DatabaseUrl, to: &DatabaseUrl) -> Result<TakenBack, Tran
     from.begin(Access::Exclusive).map_err(of(&*from))?;
     from.relocate(None).map_err(of(&*from))?;
     from.commit().map_err(of(&*from))?;
-    Ok(addresses)
+    Ok(taken_back)
 }
 
 /// Compares two databases row by row, each as of one moment, and reports the differences. Returns
-/// their number.
+/// their number. `progress` is called with the number of orders that were compared.
 pub fn compare(
     from: &DatabaseUrl,
     to: &DatabaseUrl,
     mut report: impl FnMut(String),
+    mut progress: impl FnMut(u64),
 ) -> Result<u64, TransferError> {
     let (mut from, mut to) = (open_to_read(from)?, open_to_read(to)?);
     for side in [&mut from, &mut to] {
         side.begin(Access::Snapshot).map_err(of(&**side))?;
     }
     let mut count = 0;
-    differences(&*from, &*to, &mut |what| {
+    let mut report = |what| {
         count += 1;
         if count <= REPORTED_MAX {
             report(what);
         }
         Ok(())
-    })?;
+    };
+    differences(&*from, &*to, &mut report, &mut progress)?;
     Ok(count)
 }
 

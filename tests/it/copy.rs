@@ -1,5 +1,6 @@
 //! Copies of whole databases: moves to another engine and back, refusals, and backups of servers.
 
+mod back;
 mod damages;
 mod interrupted;
 mod running;
@@ -219,7 +220,10 @@ async fn a_moved_or_incomplete_database_is_refused_with_one_line() {
         execute(&to, &marker);
         copied(&env, &from, &to);
         // The target has not been written to since.
-        copy(&env, &["--take-back", &from, &to]).assert_code(0);
+        let back = copy(&env, &["--take-back", &from, &to]).assert_code(0);
+        let [orders, entries] = ["orders   35\n", "entries\n  checked  equal\n"];
+        assert!(back.stdout.contains(orders), "{back:?}");
+        assert!(back.stdout.contains(entries), "{back:?}");
         assert_eq!(contents(&from).await, before);
         refused(&to, &format!("has moved to {from}; "));
         let back = copy(&env, &["--take-back", &from, &to]).assert_code(2);

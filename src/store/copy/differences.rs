@@ -7,7 +7,7 @@ use std::fmt;
 use super::TransferError;
 use super::ranges::{EVERYTHING, Range, chunks};
 use super::side::{Side, of};
-use super::tables::{HISTORIES, JOURNAL, ORDERS, OTHERS, Table};
+use super::tables::{CREATIONS, HISTORIES, JOURNAL, ORDERS, OTHERS, Table};
 use crate::store::lines::fields;
 
 /// Characters of a value that are shown.
@@ -30,19 +30,24 @@ impl Part {
     }
 }
 
-/// Compares two databases, and reports each difference, up to the first error of `report`.
+/// Compares two databases, and reports each difference, up to the first error of `report`. `progress` is
+/// called with the number of orders that were compared.
 pub(super) fn differences(
     from: &dyn Side,
     to: &dyn Side,
     report: &mut dyn FnMut(String) -> Result<(), TransferError>,
+    progress: &mut dyn FnMut(u64),
 ) -> Result<(), TransferError> {
     let newest = "SELECT coalesce(max(seq), 0) FROM orders";
     let newest = number(from, newest)?.max(number(to, newest)?);
+    let mut count = 0;
     for range in chunks(i64::MIN, newest) {
         let (own, other) = (Part::read(from, range)?, Part::read(to, range)?);
         let orders = [&own.orders[..], &other.orders];
         describe(&ORDERS, &own.orders, &other.orders, orders, report)?;
         describe(&JOURNAL, &own.journal, &other.journal, orders, report)?;
+        count += rows_of(&own.orders).count() as u64;
+        progress(count);
     }
     for table in OTHERS {
         let rows = [read(from, table, EVERYTHING)?, read(to, table, EVERYTHING)?];
@@ -51,27 +56,63 @@ pub(super) fn differences(
     Ok(())
 }
 
-/// Returns whether a database has the history that another one ended with, so that it is the one that the
-/// orders of that were moved to.
-pub(super) fn continues(new: &dyn Side, old: &dyn Side) -> Result<bool, TransferError> {
-    let [new, old] = [
-        read(new, &HISTORIES, EVERYTHING)?,
-        read(old, &HISTORIES, EVERYTHING)?,
-    ];
-    let ids = |rows| rows_of(rows).map(|row| fields_of(row).nth(1).flatten());
-    Ok(ids(&old)
-        .last()
-        .is_none_or(|last| ids(&new).any(|id| id == last)))
+/// Returns what a database lacks of what another one had when its orders moved there; `None` if nothing.
+/// Pruned orders do not count: the newest order and the newest entry always stay.
+pub(super) fn lacks(new: &dyn Side, old: &dyn Side) -> Result<Option<String>, TransferError> {
+    let histories = read(new, &HISTORIES, EVERYTHING)?;
+    let moved = read(old, &HISTORIES, EVERYTHING)?;
+    let id = |row| fields_of(row).nth(1).flatten();
+    let Some(last) = rows_of(&moved).last() else {
+        return Ok(None);
+    };
+    let mut since = rows_of(&histories).skip_while(|row| id(row) != id(last));
+    if since.next().is_none() {
+        return Ok(Some("it was created anew".to_owned()));
+    }
+    // A later history names the newest that a backup, or another server, had.
+    let next = since.next();
+    for (column, rows, table) in [(2, "orders", &CREATIONS), (3, "entries", &JOURNAL)] {
+        let Table { name, columns, .. } = table;
+        let newest = format!("SELECT coalesce(max(seq), 0) FROM {name}");
+        let wanted = number(old, &newest)?;
+        let begun = next.and_then(|row| fields_of(row).nth(column)??.parse().ok());
+        let has = match begun {
+            Some(has) => has,
+            None => number(new, &newest)?,
+        };
+        if has < wanted {
+            let what = format!("its {rows} are the same up to number {has} instead of {wanted}");
+            return Ok(Some(what));
+        }
+        // The same number may have been given to another one.
+        let common = format!("seq <= {wanted} ORDER BY seq DESC LIMIT 1");
+        let found = select(new, &format!("SELECT {columns} FROM {name} WHERE {common}"))?;
+        let same = format!("seq = {}", key(&found));
+        let wanted = select(old, &format!("SELECT {columns} FROM {name} WHERE {same}"))?;
+        let mut first = None;
+        // An incomplete copy may lack it.
+        if !wanted.is_empty() {
+            describe(table, &wanted, &found, [&[], &[]], &mut |what| {
+                first = Some(what);
+                Ok(())
+            })?;
+        }
+        if first.is_some() {
+            return Ok(first);
+        }
+    }
+    Ok(None)
 }
 
 /// Returns a report that fails with the first difference.
-pub(super) fn must_be_equal(
+pub(super) fn must_be_equal<T: fmt::Display>(
     to: &dyn Side,
-    to_do: impl fmt::Display,
-) -> impl FnMut(String) -> Result<(), TransferError> {
+    to_do: T,
+) -> impl FnMut(String) -> Result<(), TransferError> + use<T> {
+    let address = to.address();
     move |first| {
         Err(TransferError::Different {
-            address: to.address(),
+            address: address.clone(),
             first,
             to_do: to_do.to_string(),
         })

@@ -14,6 +14,9 @@ use crate::store::{DatabaseUrl, OpenError, OpenReason, sqlite};
 /// Interval between attempts to take the lead.
 const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Time for a server to notice that a copy into it was killed.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Kinds of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Access {
@@ -137,6 +140,21 @@ pub(super) fn is_relocated(
 
 pub(super) fn relocation(side: &dyn Side) -> Result<Option<Relocation>, TransferError> {
     Relocation::read(side).map_err(of(side))
+}
+
+/// Takes the lock of a database that no program uses, so that no other copy into it runs. What was read of it
+/// before may have changed.
+pub(super) fn must_lead(side: &mut dyn Side) -> Result<(), TransferError> {
+    match lead_within(side, HOLDER_TIMEOUT)? {
+        true => Ok(()),
+        false => {
+            let what = format!(
+                "{}: is being copied into by another program",
+                side.address()
+            );
+            Err(TransferError::Refused(what))
+        }
+    }
 }
 
 /// Takes the reconciler's lock, unless another program has it for all of this time.

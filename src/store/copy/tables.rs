@@ -29,6 +29,13 @@ pub(super) const ORDERS: Table = Table {
     order: Some("seq"),
 };
 
+/// What never changes of an order.
+pub(super) const CREATIONS: Table = Table {
+    name: "orders",
+    columns: "seq, id, created_at",
+    order: Some("seq"),
+};
+
 pub(super) const JOURNAL: Table = Table {
     name: "journal",
     columns: "seq, order_seq, at, reason",
