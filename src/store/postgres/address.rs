@@ -67,6 +67,12 @@ pub enum PostgresUrlError {
          has one @ at most, before its hosts"
     )]
     Unescaped,
+    /// It hides a password where none is looked for, and every message would show it.
+    #[error(
+        "write the : and the @ around a password as they are, not as %3A and %40; no user has a :, no host \
+         an @, and nothing else password="
+    )]
+    Hidden,
     /// TLS depends on the hosts, so a parameter must name no others.
     #[error(
         "name each host before the database: postgres://USER@HOST:PORT,HOST:PORT/DATABASE; \
@@ -201,6 +207,9 @@ impl FromStr for PostgresUrl {
         let of_host = |host| format!("{before}{host}{after}").parse::<Config>();
         let servers = hosts.split(',').map(of_host).collect::<Result<Vec<_>, _>>();
         let mut servers = servers.map_err(syntax)?;
+        if may_show_password(query, &servers) {
+            return Err(PostgresUrlError::Hidden);
+        }
         for config in &servers {
             if config.get_dbname().is_none_or(str::is_empty) {
                 return Err(PostgresUrlError::NoDatabase);
@@ -265,6 +274,22 @@ fn is_on_this_machine(host: &Host) -> bool {
     }
 }
 
+/// Returns whether a password may be in a part of an address that messages show.
+fn may_show_password(query: &str, servers: &[Config]) -> bool {
+    let has_word = |text: &str| text.to_ascii_lowercase().contains("password=");
+    let in_parameter = |parameter: &str| {
+        let value = parameter.split_once('=').map_or("", |(_, value)| value);
+        has_word(&percent_encoding::percent_decode_str(value).decode_utf8_lossy())
+    };
+    let in_config = |config: &Config| {
+        let in_host = |host: &Host| matches!(host, Host::Tcp(name) if name.contains('@'));
+        config.get_user().is_some_and(|user| user.contains(':'))
+            || config.get_hosts().iter().any(in_host)
+            || config.get_dbname().is_some_and(has_word)
+    };
+    query.split('&').filter(is_shown).any(in_parameter) || servers.iter().any(in_config)
+}
+
 /// Returns an address without its password, which may precede the `@` or be a parameter.
 fn without_password(base: &str, query: &str) -> String {
     let mut text = match base.split_once("://").zip(base.split_once('@')) {
@@ -274,16 +299,18 @@ fn without_password(base: &str, query: &str) -> String {
         }
         None => base.to_owned(),
     };
-    let is_shown = |parameter: &&str| {
-        let name = parameter.split('=').next().unwrap_or_default();
-        let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
-        !name.is_empty() && name != "password"
-    };
     for (index, parameter) in query.split('&').filter(is_shown).enumerate() {
         text.push(if index == 0 { '?' } else { '&' });
         text.push_str(parameter);
     }
     text
+}
+
+/// Returns whether messages show a parameter.
+fn is_shown(parameter: &&str) -> bool {
+    let name = parameter.split('=').next().unwrap_or_default();
+    let name = percent_encoding::percent_decode_str(name).decode_utf8_lossy();
+    !name.is_empty() && name != "password"
 }
 
 /// The address as it was given, without the password.
@@ -341,6 +368,13 @@ mod tests {
             "postgres://one/orders?sslmode=require?password=secret",
             "postgres://one/orders?password=a&secret=b",
             "postgres://one/orders?password=a@secret",
+            "postgres://me%3Asecret@one/orders",
+            "postgres://one/orders?user=me%3Asecret",
+            "postgres://me%3Asecret%40one/orders",
+            "postgres:///orders?host=me%3Asecret%40one",
+            "postgres://me@one/orders%3Fpassword=secret",
+            "postgres://me@one/orders?application_name=a%26password%3Dsecret",
+            "postgres://me@one/orders?options=-c%20Password=secret",
         ] {
             let error = text.parse::<PostgresUrl>().unwrap_err();
             assert!(!error.to_string().contains("secret"), "{text}: {error}");
