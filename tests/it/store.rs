@@ -9,6 +9,8 @@ mod failover;
 #[cfg(feature = "postgres")]
 mod leaders;
 #[cfg(feature = "postgres")]
+mod logins;
+#[cfg(feature = "postgres")]
 mod plans;
 #[cfg(feature = "postgres")]
 mod postgres;

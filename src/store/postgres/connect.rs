@@ -460,7 +460,8 @@ fn failure_of_all(mut failures: BTreeMap<String, Error>) -> Error {
     });
     let causes = causes.collect::<Vec<_>>().join("; ").into();
     // It may pass if any does: the primary may be the server that cannot be reached.
-    match failures.values().any(Error::is_transient) {
+    let is_wrong = failures.values().any(Error::is_wrong_password);
+    match !is_wrong && failures.values().any(Error::is_transient) {
         true => ServerError::Unreachable(causes).into(),
         false => ServerError::Other(causes).into(),
     }

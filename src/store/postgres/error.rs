@@ -67,6 +67,17 @@ impl Error {
         }
     }
 
+    /// Returns whether the server refused the password. A standby has the passwords of its primary; the rules for
+    /// who may connect at all, in `pg_hba.conf`, may differ.
+    pub fn is_wrong_password(&self) -> bool {
+        let error = match self {
+            Self::Open(ServerError::Refused(_, error)) => error.downcast_ref(),
+            _ => None,
+        };
+        let code = error.and_then(tokio_postgres::Error::code);
+        code == Some(&SqlState::INVALID_PASSWORD)
+    }
+
     /// Returns whether a statement failed because of its values: classes 22 and 23.
     pub fn is_own_fault(&self) -> bool {
         let code = match self {

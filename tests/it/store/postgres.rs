@@ -13,7 +13,7 @@ use order_service::store::{
 };
 
 use super::{TestDatabase, assert_deposed, create};
-use crate::cluster::{cluster, free_port};
+use crate::cluster::cluster;
 use crate::environment::TestEnvironment;
 use crate::prune::{created, days_ago, names, settled};
 
@@ -108,54 +108,6 @@ fn commands_that_only_read_leave_the_database_as_it_is() {
         let sql = "SELECT format, (SELECT count(*) FROM order_service.histories) \
                    FROM order_service.meta";
         assert_eq!(cluster().run(&database, sql), "1|1", "{arguments:?}");
-    }
-}
-
-#[test]
-fn a_login_that_is_refused_is_not_tried_again() {
-    let env = TestEnvironment::new();
-    let url = cluster().url("postgres").replace("tests@", "nobody@");
-    let broken = format!("{}%0Ab", cluster().url("a"));
-    let ran = env.run("order-service", &["check", "--database-url", &broken]);
-    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
-    let begun = Instant::now();
-    let ran = env.run("order-reconciler", &["--database-url", &url]);
-    assert_eq!(ran.code, Some(3), "{ran:?}");
-    assert!(
-        ran.stderr.contains("role \"nobody\" does not exist"),
-        "{ran:?}"
-    );
-    // A server that cannot be reached is tried for 5 s.
-    assert!(
-        begun.elapsed() < Duration::from_secs(4),
-        "{:?}",
-        begun.elapsed()
-    );
-}
-
-#[test]
-fn with_several_hosts_the_cause_at_each_is_reported_and_the_server_in_use_is_logged() {
-    let env = TestEnvironment::new();
-    let live = format!("127.0.0.1:{}", cluster().port());
-    let dead = format!("127.0.0.1:{}", free_port());
-    let database = cluster().database();
-    for hosts in [format!("{live},{dead}"), format!("{dead},{live}")] {
-        for (user, database, says) in [
-            ("nobody", "postgres", "role \"nobody\" does not exist"),
-            ("tests", "absent", "database \"absent\" does not exist"),
-        ] {
-            let url = format!("postgres://{user}@{hosts}/{database}");
-            let arguments = ["check", "--database-url", &url];
-            let ran = env.run("order-service", &arguments).assert_code(3);
-            let (said_live, said_dead) = (format!("{live}: "), format!("{dead}: "));
-            for says in [says, &said_live, &said_dead, "Connection refused"] {
-                assert!(ran.stderr.contains(says), "{says}: {ran:?}");
-            }
-        }
-        let url = format!("postgres://tests@{hosts}/{database}");
-        let arguments = ["--once", "--database-url", &url];
-        let ran = env.run("order-reconciler", &arguments).assert_code(0);
-        assert!(ran.stderr.contains(&format!("server={live}")), "{ran:?}");
     }
 }
 
