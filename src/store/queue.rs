@@ -153,9 +153,7 @@ impl Queue {
                 return faults.next().apply(|| execute(pending), answer).await;
             }
         };
-        queue
-            .try_send(pending)
-            .map_err(|_| StoreError::Overloaded)?;
+        queue.try_send(pending).map_err(|_| self.state.refusal())?;
         if let Ok(result) = tokio::time::timeout(WAIT_MAX, &mut answer).await {
             return result.unwrap_or(Err(StoreError::OutcomeUnknown));
         }

@@ -71,6 +71,15 @@ impl WriterState {
         stats.failing_since.get_or_insert_with(|| self.clock.now());
     }
 
+    /// Returns the error of a write for which there is no place in the queue.
+    pub fn refusal(&self) -> StoreError {
+        match self.stats().failing_since {
+            None => StoreError::Overloaded,
+            // Most of the others were withdrawn, and leave the queue once something can be written.
+            Some(_) => StoreError::unwritable("earlier writes could not begin in time"),
+        }
+    }
+
     /// Returns the counters; the queue counts the writes that wait.
     pub fn stats(&self) -> MutexGuard<'_, WriterStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
@@ -104,5 +113,25 @@ impl WriterState {
     fn logged_failure(&self) -> MutexGuard<'_, Option<String>> {
         let lock = self.logged_failure.lock();
         lock.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::store::queue::Queue;
+    use crate::store::write::Write;
+
+    #[tokio::test]
+    async fn a_full_queue_is_an_overload_unless_nothing_can_be_written() {
+        let state = WriterState::new(DatabaseClock::default(), "nothing");
+        let (queue, _sender, _waiting) = Queue::new(state.clone());
+        let write = || queue.write(|reply| Write::CheckFiles { reply });
+        while write().now_or_never().is_none() {}
+        assert!(matches!(write().await, Err(StoreError::Overloaded)));
+        state.on_failed(&StoreError::OutcomeUnknown);
+        assert!(matches!(write().await, Err(StoreError::Unwritable(_))));
     }
 }

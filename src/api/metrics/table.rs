@@ -201,8 +201,8 @@ metrics! {
     WRITE_QUEUE_LENGTH "gauge" "write_queue_length" []
     "Writes that are queued."
     => "near `write_queue_capacity`"
-    "Orders are created faster than the disk takes them: `writes_refused_total` counts the refused. See \
-     `write_batch_duration_seconds` and `write_batch_writes`."
+    "Orders are created faster than the disk takes them, or nothing can be written: the log says so, and \
+     `writes_refused_total` counts the refused. See `write_batch_duration_seconds` and `write_batch_writes`."
 
     WRITE_QUEUE_CAPACITY "gauge" "write_queue_capacity" []
     "Maximum number of queued writes; more are refused."
