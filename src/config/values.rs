@@ -17,6 +17,9 @@ use crate::store::{DatabaseUrl, DatabaseUrlError};
 /// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
+/// Minimum of `--start-rate`, in starts per second: a start each quarter of an hour.
+const START_RATE_MIN: f64 = 0.001;
+
 /// Maximum of `--max-in-flight`, above any reasonable number of concurrent requests.
 pub(super) const IN_FLIGHT_MAX: usize = 1_024;
 
@@ -48,12 +51,13 @@ where
 }
 
 pub(super) fn parse_rate(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|rate: &f64| rate.is_finite() && *rate >= 0.0)
-        .ok_or_else(|| {
-            "write a number of starts per second, such as 50 or 0.5; 0 for no ceiling".to_owned()
-        })
+    let is_rate = |rate: &f64| *rate == 0.0 || (START_RATE_MIN..f64::INFINITY).contains(rate);
+    let rate = text.parse().ok().filter(is_rate);
+    rate.ok_or_else(|| {
+        format!(
+            "write a number of starts per second from {START_RATE_MIN}, such as 50 or 0.5; 0 for no ceiling"
+        )
+    })
 }
 
 pub(super) fn parse_timeout(text: &str) -> Result<humantime::Duration, String> {
@@ -109,10 +113,13 @@ mod tests {
 
     #[test]
     fn a_number_out_of_range_is_refused() {
-        for rate in ["-1", "inf", "NaN", "fast", ""] {
+        for rate in ["-1", "inf", "NaN", "fast", "", "1e-20"] {
             assert!(parse_rate(rate).is_err(), "{rate}");
         }
-        assert_eq!(parse_rate("0.5"), Ok(0.5));
+        assert_eq!(
+            ["0", "0.001", "0.5"].map(parse_rate),
+            [Ok(0.0), Ok(0.001), Ok(0.5)]
+        );
         for timeout in ["0s", "5", "11m", "-1s", ""] {
             assert!(parse_timeout(timeout).is_err(), "{timeout}");
         }
