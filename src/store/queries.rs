@@ -87,18 +87,17 @@ pub(super) async fn count<D: Database>(db: &D, status: Status) -> Result<u64, D:
     one(db, sql, &[status.as_str().into()], |row| row.count(0)).await
 }
 
-async fn oldest_open<D: Database>(db: &D) -> Result<Option<Order>, D::Error> {
+/// See [`Store::next_open`](super::Store::next_open).
+pub(super) async fn next_open<D: Database>(db: &D, after: i64) -> Result<Option<Order>, D::Error> {
+    const ORDER: &str = order_columns!();
     let of_status = |status| {
         let by_status = "orders INDEXED BY orders_by_status";
-        format!("SELECT seq, id FROM {by_status} WHERE status = '{status}'")
+        format!("SELECT {ORDER} FROM {by_status} WHERE status = '{status}' AND seq > ?1")
     };
     let selects = [Status::Created, Status::Processing].map(of_status);
-    let sql = D::merged(&selects, "1");
-    let ids = db.rows(&sql, &[], |row| row.id(1)).await?;
-    match ids.first() {
-        Some(id) => Ok(find(db, id).await?.map(|found| found.order)),
-        None => Ok(None),
-    }
+    let (sql, after) = (D::merged(&selects, "1"), [Integer(after)]);
+    let orders = db.rows(&sql, &after, |row| order_of(row, None));
+    Ok(orders.await?.pop())
 }
 
 /// See [`Store::has_work`](super::Store::has_work).
@@ -366,7 +365,7 @@ pub(super) async fn update_stats<D: Database>(
         attention: attention
             .filter_map(|(reason, by, count)| Some((reason?, by, count)))
             .collect(),
-        oldest_open: oldest_open(db).await?,
+        oldest_open: next_open(db, 0).await?,
         heartbeat: heartbeat(db).await?,
     };
     Ok((history, rebuilt_at, Some(stats)))

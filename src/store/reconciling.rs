@@ -1,27 +1,15 @@
 //! The store as the reconciler reads it: the orders that it works on, and its heartbeat. Its writes are in
 //! `store/leadership.rs`.
 
-use std::pin::pin;
-
-use futures_util::TryStreamExt;
-
 use super::queries::{self, Read};
-use super::{
-    Cursor, Engine, Filter, NewOrders, OpenOrders, StartCandidate, Store, StoreError, read, sqlite,
-};
-use crate::order::{Order, Status, Timestamp};
+use super::{Engine, NewOrders, OpenOrders, StartCandidate, Store, StoreError, read, sqlite};
+use crate::order::{Order, Timestamp};
 use crate::reconciler_state::ReconcilerState;
 
 impl Store {
-    /// Returns the oldest open order after sequence number `after`.
+    /// Returns the oldest open order after sequence number `after`, with the attention of its own alone.
     pub async fn next_open(&self, after: i64) -> Result<Option<Order>, StoreError> {
-        let open = Filter {
-            statuses: vec![Status::Created, Status::Processing],
-            attention: None,
-        };
-        let mut pages = pin!(self.pages(open, Cursor::bare(after), 1));
-        let page = pages.try_next().await?;
-        Ok(page.and_then(|(orders, _)| orders.into_iter().next()))
+        read!(self, Statement, next_open(after))
     }
 
     /// Returns the reconciler's last heartbeat.
