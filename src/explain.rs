@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::decide::{LostProcess, OpenOrder};
 use crate::messages::{quoted, span};
-use crate::order::{Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
+use crate::order::{EventReason, Order, Reason, ResolvedBy, Rfc3339, Status, Timestamp};
 use crate::pace::UpstreamState;
 use crate::reconciler_state::ReconcilerState;
 
@@ -29,8 +29,8 @@ pub struct OrderDetails {
     pub order: Order,
     /// The order as the reconciler sees it, while it is open.
     pub open: Option<OpenOrder>,
-    /// Its entries in the journal, oldest first: the moment and the name of the reason.
-    pub journal: Vec<(Timestamp, String)>,
+    /// Its entries in the journal, oldest first: the moment and the reason.
+    pub journal: Vec<(Timestamp, EventReason)>,
     /// Number of orders to be started before it. From [`COUNTED_AHEAD_MAX`] on there may be more.
     pub ahead: u64,
     /// The reconciler's report on itself and on the upstream.
@@ -63,10 +63,10 @@ pub struct Explanation {
 pub struct ExplainedEvent {
     /// Moment at which it was written.
     pub at: Rfc3339,
-    /// The name of its reason.
-    pub reason: String,
+    /// Its reason.
+    pub reason: EventReason,
     /// A sentence about it.
-    pub text: String,
+    pub text: &'static str,
 }
 
 /// The beginning of the commands: the program, and the options that name the database.
@@ -145,8 +145,8 @@ impl OrderDetails {
     pub fn explain(&self, now: Timestamp, invocation: &Invocation) -> Explanation {
         let events = self.journal.iter().map(|(at, reason)| ExplainedEvent {
             at: Rfc3339(*at),
-            reason: reason.clone(),
-            text: meaning_of(reason),
+            reason: *reason,
+            text: meaning_of(*reason),
         });
         Explanation {
             at: Rfc3339(now),
@@ -247,21 +247,21 @@ impl OrderDetails {
 }
 
 /// Returns a sentence about a journal entry with this reason.
-fn meaning_of(reason: &str) -> String {
-    let text = match reason {
-        "created" => "It was created.",
-        "started" => "Its process was started.",
-        "adopted" => "A process that existed already was adopted.",
-        "restarted" => "Its process was forgotten, and it was started again.",
-        "succeeded" => "Its process succeeded.",
-        "failed" => "Its process failed.",
-        "failed_by_policy" => {
+fn meaning_of(reason: EventReason) -> &'static str {
+    match reason {
+        EventReason::Created => "It was created.",
+        EventReason::Started => "Its process was started.",
+        EventReason::Adopted => "A process that existed already was adopted.",
+        EventReason::Restarted => "Its process was forgotten, and it was started again.",
+        EventReason::Succeeded => "Its process succeeded.",
+        EventReason::Failed => "Its process failed.",
+        EventReason::FailedByPolicy => {
             "Its process was forgotten, and the policy --lost-process made it FAILED."
         }
-        "failed_by_operator" => "Its process was forgotten, and an operator made it FAILED.",
-        other => return format!("Its journal says {other:?}."),
-    };
-    text.to_owned()
+        EventReason::FailedByOperator => {
+            "Its process was forgotten, and an operator made it FAILED."
+        }
+    }
 }
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ fn created() -> OrderDetails {
             next_attempt_at: None,
             attention: None,
         }),
-        journal: vec![(ago(30), "created".to_owned())],
+        journal: vec![(ago(30), EventReason::Created)],
         ahead: 0,
         reconciler: ReconcilerState {
             leader_since: Some(ago(600)),
@@ -67,7 +67,7 @@ fn processing() -> OrderDetails {
     case.order.status = Status::Processing;
     case.order.updated_at = ago(20);
     case.order.starts = 1;
-    case.journal.push((ago(20), "started".to_owned()));
+    case.journal.push((ago(20), EventReason::Started));
     let order = open(&mut case);
     order.phase = Phase::Processing {
         confirmed_at: ago(20),
@@ -187,8 +187,8 @@ fn a_settled_order_has_a_complete_timeline() {
     let mut case = processing();
     case.order.status = Status::Fulfilled;
     case.open = None;
-    case.journal.push((ago(5), "restarted".to_owned()));
-    case.journal.push((ago(1), "succeeded".to_owned()));
+    case.journal.push((ago(5), EventReason::Restarted));
+    case.journal.push((ago(1), EventReason::Succeeded));
     check(
         &case,
         &[

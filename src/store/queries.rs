@@ -398,7 +398,7 @@ pub(super) async fn details<D: Database>(
     let sql = "SELECT at, reason FROM journal WHERE order_seq = ?1 ORDER BY seq";
     let seq = [Integer(order.seq)];
     let journal = db.rows(sql, &seq, |row| {
-        Ok((Timestamp(row.number(0)?), row.word(1)?.to_owned()))
+        Ok((Timestamp(row.number(0)?), row.event_reason(1)?))
     });
     Ok(Some(OrderDetails {
         journal: journal.await?,
