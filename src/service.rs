@@ -11,8 +11,7 @@ use crate::process::{Stop, drain, unless_stopped};
 use crate::reconciler::ReconcilerThread;
 use crate::store::{DatabaseUrl, Mode, Store};
 
-/// Opens the database, which takes as long as its migration does, by this program or by another. Returns
-/// `None` if the program shuts down before.
+/// Opens the database, which may migrate it first. Returns `None` if the program shuts down before.
 pub async fn open(url: &DatabaseUrl, stop: &Stop) -> anyhow::Result<Option<Store>> {
     let url = url.clone();
     let opened = unless_stopped(stop, move || Store::open(&url, Mode::Threaded)).await?;
