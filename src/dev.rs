@@ -236,7 +236,7 @@ fn state(simulator: &Simulator) -> Response {
         "is_alive": simulator.is_alive(),
         "choices": choices().map(|choice| choice.name).collect::<Vec<_>>(),
     });
-    api::json_answer(StatusCode::OK, state.to_string().into_bytes())
+    api::json_answer(StatusCode::OK, &state)
 }
 
 /// Returns the choices of faults: the presets, and an upstream that is down.

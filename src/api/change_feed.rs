@@ -115,22 +115,6 @@ impl Drop for Waiter {
     }
 }
 
-/// A stream's subscription to the feed.
-pub(super) struct Subscription(watch::Receiver<Arc<Batch>>);
-
-impl Subscription {
-    /// Returns the newest batch. Its events, and all before them, are also in the database.
-    pub fn latest(&mut self) -> Arc<Batch> {
-        self.0.borrow_and_update().clone()
-    }
-
-    /// Returns once there is a newer batch than the last one that [`Subscription::latest`]
-    /// returned.
-    pub async fn changed(&mut self) {
-        let _ = self.0.changed().await;
-    }
-}
-
 impl ChangeFeed {
     pub fn new(store: &Store) -> Self {
         Self(Arc::new(Shared {
@@ -164,10 +148,11 @@ impl ChangeFeed {
         (waiting, self.0.latest.receiver_count())
     }
 
-    /// Subscribes to all events after `newest_event`. Earlier events may be delivered too.
-    pub fn subscribe(&self, newest_event: Cursor) -> Subscription {
+    /// Subscribes to the newest batch, whose events, and all before them, are also in the database. Events
+    /// before `newest_event` may be delivered too.
+    pub fn subscribe(&self, newest_event: Cursor) -> watch::Receiver<Arc<Batch>> {
         let mut state = self.0.state();
-        let subscription = Subscription(self.0.latest.subscribe());
+        let subscription = self.0.latest.subscribe();
         self.wake(&mut state, newest_event);
         subscription
     }
@@ -413,7 +398,7 @@ mod tests {
             let seq = fixture.create(&format!("a{n}")).await;
             fixture.settle(seq).await;
             while seen < 3 * (n + 1) {
-                let batch = subscription.latest();
+                let batch = subscription.borrow_and_update().clone();
                 // Events that a newer batch has replaced are read from the database.
                 let missing = (batch.after - seen).max(0) as usize;
                 let gap = fixture
@@ -426,7 +411,7 @@ mod tests {
                     seen = seen.max(event.seq);
                 }
                 if seen < 3 * (n + 1) {
-                    subscription.changed().await;
+                    subscription.changed().await.unwrap();
                 }
             }
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use warp::Reply;
@@ -19,7 +20,7 @@ use warp::http::{HeaderMap, Method, StatusCode};
 use warp::reply::Response;
 
 use super::Api;
-use super::change_feed::{ChangeFeed, Subscription};
+use super::change_feed::{Batch, ChangeFeed};
 use super::json::{self, EVENT_BYTES};
 use super::json_answer;
 use super::problem::{Problem, log_failed_read, next_link, reading_problem, store_problem};
@@ -74,7 +75,7 @@ impl Api {
         let (mut events, next) = read.map_err(|error| reading_problem(error, path))?;
         let is_last = events.len() <= limit;
         events.truncate(limit);
-        let mut response = json_answer(StatusCode::OK, array(&events));
+        let mut response = json_answer(StatusCode::OK, &events);
         response.extensions_mut().insert(slot);
         if let Some(last) = events.last().filter(|_| !is_last) {
             let link = next_link(&path(next.at(last.seq)));
@@ -127,19 +128,6 @@ impl Api {
     }
 }
 
-fn array(events: &[Event]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(2 + events.len() * EVENT_BYTES);
-    body.push(b'[');
-    for (index, event) in events.iter().enumerate() {
-        if index > 0 {
-            body.push(b',');
-        }
-        json::write(&mut body, event);
-    }
-    body.push(b']');
-    body
-}
-
 fn stream_answer(
     chunks: impl Stream<Item = Result<Bytes, StoreError>> + Send + Sync + 'static,
 ) -> Response {
@@ -177,7 +165,7 @@ fn beginning(newest: Cursor) -> Bytes {
 /// A stream of events to one client.
 struct EventStream {
     change_feed: Arc<ChangeFeed>,
-    subscription: Subscription,
+    subscription: watch::Receiver<Arc<Batch>>,
     /// The event that is sent first, if any.
     beginning: Option<Bytes>,
     /// Cursor after the last event that was sent or filtered out.
@@ -212,7 +200,7 @@ impl EventStream {
             return Ok(Some(beginning));
         }
         while !self.has_failed && !self.draining.is_cancelled() {
-            let latest = self.subscription.latest();
+            let latest = self.subscription.borrow_and_update().clone();
             let is_related = self.after.has_history_of(latest.last);
             if !is_related || self.after.seq < latest.last.seq {
                 let text = if !is_related || self.after.seq < latest.after {
@@ -232,7 +220,8 @@ impl EventStream {
                 biased;
                 () = self.draining.cancelled() => {}
                 _ = self.comments.tick() => return Ok(Some(Bytes::from_static(COMMENT))),
-                () = self.subscription.changed() => {}
+                // The sender, in the feed, lives as long.
+                _ = self.subscription.changed() => {}
             }
         }
         Ok(None)

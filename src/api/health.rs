@@ -91,7 +91,7 @@ impl HealthReport {
             FAILING => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::OK,
         };
-        json_answer(status, serde_json::to_vec(self).unwrap_or_default())
+        json_answer(status, self)
     }
 }
 

@@ -15,7 +15,7 @@ use super::problem::{Problem, store_problem};
 use super::request::{self, Wait};
 use super::{Api, json, json_answer};
 use crate::clock::Clock;
-use crate::explain::{Explanation, OrderDetails};
+use crate::explain::Explanation;
 use crate::order::{Order, Status, Timestamp};
 use crate::store::OrderView;
 
@@ -52,7 +52,9 @@ impl Api {
         let found = found.map_err(store_problem)?;
         let details = found.ok_or_else(|| Problem::no_such_order(id.as_str()))?;
         let explanation = details.explain(now, &self.invocation);
-        Ok(json_answer(StatusCode::OK, to_json(&details, explanation)))
+        let order = &details.order;
+        let explained = Explained { order, explanation };
+        Ok(json_answer(StatusCode::OK, &explained))
     }
 
     /// Returns an order as it is now, with the time of its next poll; as it was if it cannot be read.
@@ -97,19 +99,12 @@ impl Api {
     }
 }
 
-/// Serialises an order and its explanation as JSON.
-fn to_json(details: &OrderDetails, explanation: Explanation) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct Explained<'a> {
-        order: &'a Order,
-        #[serde(flatten)]
-        explanation: Explanation,
-    }
-    let body = Explained {
-        order: &details.order,
-        explanation,
-    };
-    serde_json::to_vec(&body).expect("strings can be written to memory")
+/// Body of an explained order.
+#[derive(Serialize)]
+struct Explained<'a> {
+    order: &'a Order,
+    #[serde(flatten)]
+    explanation: Explanation,
 }
 
 /// Returns the response for a single order; with the status 409, the problem that it exists. `wait` is the
@@ -122,7 +117,7 @@ pub(super) fn response(
 ) -> Response {
     let mut response = match status {
         StatusCode::CONFLICT => Problem::order_exists(found.order.clone()).reply(),
-        _ => json_answer(status, json::order(&found.order)),
+        _ => super::json_bytes(status, json::order(&found.order)),
     };
     let headers = response.headers_mut();
     if let Some(seconds) = retry_after(&found.order, found.next_poll_at, clock) {
@@ -196,8 +191,8 @@ mod tests {
                 create(n).await;
             }
         });
-        while stream.latest().last.seq <= 1_000 {
-            stream.changed().await;
+        while stream.borrow_and_update().last.seq <= 1_000 {
+            stream.changed().await.unwrap();
         }
         let headers = HeaderMap::from_iter([(
             HeaderName::from_static("prefer"),

@@ -11,7 +11,7 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 
 use super::health::{Check, OK};
-use super::json::{self, object};
+use super::json::object;
 use super::problem::{Problem, store_problem};
 use super::stats_cache::CachedStats;
 use super::{Api, json_answer, request};
@@ -34,9 +34,8 @@ impl Api {
         );
         let cached = cached.map_err(store_problem)?;
         let info = self.store.info();
-        let mut body = Vec::new();
-        json::write(&mut body, &stats(&cached, database, info, size));
-        Ok(json_answer(StatusCode::OK, body))
+        let stats = stats(&cached, database, info, size);
+        Ok(json_answer(StatusCode::OK, &stats))
     }
 }
 
