@@ -31,6 +31,7 @@ use std::time::Instant;
 
 use bytes::Buf;
 use futures_util::Stream;
+use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use warp::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
@@ -287,7 +288,13 @@ impl Api {
 }
 
 /// Returns a JSON response. The body ends with a newline, so that a shell's prompt starts on its own line.
-pub(crate) fn json_answer(status: StatusCode, mut body: Vec<u8>) -> Response {
+pub(crate) fn json_answer(status: StatusCode, value: &impl Serialize) -> Response {
+    let mut body = Vec::new();
+    json::write(&mut body, value);
+    json_bytes(status, body)
+}
+
+fn json_bytes(status: StatusCode, mut body: Vec<u8>) -> Response {
     body.push(b'\n');
     let mut response = body.into_response();
     *response.status_mut() = status;

@@ -11,9 +11,8 @@
 //! (`store/cursor.rs`), the open orders that a pass works on (`store/open_orders.rs`), the subscriptions to
 //! commits (`store/subscriptions.rs`), the read-only access of the operator's commands (`store/read_only.rs`),
 //! backups (`store/backup.rs`), the check of all rows (`store/check.rs`), which reads them as lines
-//! (`store/lines.rs`), copies (`store/copy.rs`, `store/relocation.rs`), and the end of the use of a database
-//! (`store/retirement.rs`). The engines are SQLite, in `store/sqlite.rs`, and, in builds with the feature
-//! `postgres`, PostgreSQL, in `store/postgres.rs`.
+//! (`store/lines.rs`), and copies (`store/copy.rs`, `store/relocation.rs`). The engines are SQLite, in
+//! `store/sqlite.rs`, and, in builds with the feature `postgres`, PostgreSQL, in `store/postgres.rs`.
 
 mod address;
 mod answers;
@@ -36,7 +35,6 @@ mod queue;
 mod read_only;
 mod reconciling;
 mod relocation;
-mod retirement;
 mod rows;
 mod sqlite;
 mod subscriptions;
@@ -62,7 +60,7 @@ pub use self::filter::{AttentionFilter, Filter};
 pub use self::leadership::{LeadError, Leadership, Loss};
 pub use self::mode::{Mode, NoFaults, WriteFate, WriteFaults};
 pub use self::open_error::OpenError;
-use self::open_error::OpenReason;
+use self::open_error::{OpenReason, Retirement};
 pub use self::open_orders::OpenOrders;
 use self::queries::Read;
 use self::queue::Queue;
@@ -380,7 +378,7 @@ impl Store {
     /// Waits until this program must not use the database any longer, because its orders have moved or a
     /// later version of the program has migrated it. Returns the reason.
     pub async fn retired(&self) -> OpenError {
-        call!(self.engine.retirement().retired().await)
+        call!(self.engine.retirement().wait().await).clone()
     }
 
     fn queue(&self) -> &Queue {

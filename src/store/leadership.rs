@@ -39,8 +39,8 @@ impl Store {
     pub async fn try_lead(&self) -> Result<Option<Leadership>, LeadError> {
         self.try_lead_once().await.map_err(|error| {
             // The error follows from that.
-            let reason = call!(self.engine.retirement()).reason();
-            reason.map_or(error, LeadError::Open)
+            let reason = call!(self.engine.retirement()).get();
+            reason.cloned().map_or(error, LeadError::Open)
         })
     }
 

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::SetOnce;
+
 #[cfg(feature = "postgres")]
 use super::postgres::ServerError;
 use super::relocation::Relocation;
@@ -17,6 +19,10 @@ pub struct OpenError {
     address: String,
     reason: Arc<OpenReason>,
 }
+
+/// The reason why this program must not use a database any longer that it has open, once there is one: its
+/// orders have moved, or a later version of the program has migrated it.
+pub(super) type Retirement = Arc<SetOnce<OpenError>>;
 
 /// Reasons why a database cannot be used. Each completes a sentence that begins with its address.
 #[derive(Debug, thiserror::Error)]

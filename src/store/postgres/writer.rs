@@ -337,7 +337,7 @@ impl Writer {
         match error.is_own_fault() {
             true => log::error!("a write was refused by the database: {cause}"),
             // The program ends, and logs the reason.
-            false if self.connector.retirement().reason().is_some() => {}
+            false if self.connector.retirement().initialized() => {}
             false => self.state.report_failure(cause),
         }
         let cause: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);

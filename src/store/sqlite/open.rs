@@ -20,9 +20,9 @@ use super::file::{
     self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file, with_suffix,
 };
 use super::open_error::{FileError, START_TIMEOUT};
+use crate::store::Retirement;
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
-use crate::store::retirement::Retirement;
 use crate::store::{OpenError, OpenReason};
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
@@ -385,7 +385,8 @@ pub(super) fn must_still_be_usable(
     match checked.map_err(|error| error.downcast::<OpenReason>()) {
         Err(Ok(reason)) => {
             let reason = OpenError::new(path.display(), *reason);
-            retirement.retire(reason.clone());
+            // The first reason is kept.
+            let _ = retirement.set(reason.clone());
             Err(reason)
         }
         // Errors of SQLite concern the moment.

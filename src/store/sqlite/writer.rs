@@ -19,8 +19,8 @@ use super::write_error::{Failure, own_fault};
 use super::write_lock::WriteLock;
 use crate::order::{EventReason, Order, OrderId, Status, Timestamp};
 use crate::reconciler_state::ReconcilerState;
+use crate::store::Retirement;
 use crate::store::queue::Pending;
-use crate::store::retirement::Retirement;
 use crate::store::rows::{WRITE_HEARTBEAT, heartbeat_values};
 use crate::store::write::Write;
 use crate::store::writer_state::WriterState;
@@ -65,7 +65,7 @@ impl Committer {
     fn begin_transaction(&mut self) -> Result<(), Failure> {
         self.log_rescue
             .check_files(&self.db, &mut self.checkpointer)?;
-        self.retirement.reason().map_or(Ok(()), Err)?;
+        self.retirement.get().cloned().map_or(Ok(()), Err)?;
         self.db.busy_timeout(BUSY_TIMEOUT)?;
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
@@ -120,7 +120,7 @@ impl Committer {
         match &result {
             Ok(()) => self.state.report_success(),
             // The program ends, and logs the reason.
-            Err(_) if self.retirement.reason().is_some() => {}
+            Err(_) if self.retirement.initialized() => {}
             Err(failure) => self.state.report_failure(failure.cause.to_string()),
         }
         for pending in batch {
