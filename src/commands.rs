@@ -21,7 +21,7 @@ use crate::store::{
     self, BackupError, Mode, OperatorResult, PruneCounts, ReadOnlyDatabase, Resolution, Store,
     StoreError, TransferError, back_up,
 };
-use crate::upstream::{HttpUpstream, UpstreamUrl};
+use crate::upstream::{HttpUpstream, ProxyError, UpstreamUrl};
 
 /// The target of this module's log lines. It is public: `RUST_LOG` names it.
 const LOG: &str = "order_service::operator";
@@ -287,5 +287,9 @@ fn print_result(id: &OrderId, result: OperatorResult, decision: Resolution) -> O
 /// Returns a client of the upstream at this URL, with the token from the environment.
 pub fn client(url: &UpstreamUrl, request_timeout: Duration) -> anyhow::Result<HttpUpstream> {
     let token = config::order_process_token().map_err(|error| InvalidSetting(error.into()))?;
-    HttpUpstream::new(url, token.as_deref(), request_timeout)
+    let upstream = HttpUpstream::new(url, token.as_deref(), request_timeout);
+    upstream.map_err(|error| match error.downcast::<ProxyError>() {
+        Ok(error) => InvalidSetting(error.to_string()).into(),
+        Err(error) => error,
+    })
 }

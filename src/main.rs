@@ -60,8 +60,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<Exit> {
     let Some(store) = service::open(&args.database.database_url, &stop).await? else {
         return Ok(Exit::Done);
     };
-    let url = &args.upstream.order_process_url;
-    log::info!(target: "order_service::upstream", "upstream configured url={url}");
+    upstream.log_route();
     print_address(&listener)?;
     let reconciler = ReconcilerThread::spawn(store.clone(), upstream, settings, stop.clone())?;
     let connections = ConnectionStats::beside(args.reconcile.connections());

@@ -1,16 +1,19 @@
 //! The order process service as the reconciler sees it: its requests and their failures.
 //!
-//! Pure. The HTTP client and the wire format are in `upstream/http.rs`, its URL in `upstream/url.rs`, and
-//! the decoder of the list in `upstream/list.rs`. `decide` chooses what an answer means for an order.
+//! Pure, except for the HTTP client in `upstream/http.rs` and its proxy in `upstream/proxy.rs`. Its URL is
+//! in `upstream/url.rs`, and the wire format in `upstream/answer.rs` and `upstream/list.rs`. `decide` chooses what an answer means for an order.
 
+mod answer;
 mod http;
 mod list;
+mod proxy;
 mod url;
 
 use std::time::Duration;
 
 pub use self::http::HttpUpstream;
 pub use self::list::{Entry, ListDecoder, ListError};
+pub use self::proxy::ProxyError;
 pub use self::url::{UpstreamUrl, UpstreamUrlError};
 use crate::order::{Observed, OrderId, words};
 

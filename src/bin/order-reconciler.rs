@@ -44,8 +44,7 @@ async fn run(args: ReconcilerArgs) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Done);
     };
-    let url = &args.upstream.order_process_url;
-    log::info!(target: "order_service::upstream", "upstream configured url={url}");
+    upstream.log_route();
     if args.once {
         return once(store, upstream, settings, &stop).await;
     }

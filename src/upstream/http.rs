@@ -1,5 +1,5 @@
-//! The HTTP client of the order process service. The only file that knows its wire format, apart from
-//! the list in `upstream/list.rs`.
+//! The HTTP client of the order process service. It knows its wire format, with `upstream/answer.rs` and
+//! `upstream/list.rs`.
 //!
 //! Absence needs a complete answer; of a list that breaks off, the entries hold.
 
@@ -7,18 +7,21 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use anyhow::Context;
-use hyper_util::client::proxy::matcher::Matcher;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{
     AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
 };
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
-use serde::Deserialize;
 
+use super::answer::{excerpt, observed_of, summary};
 use super::list::{Entry, ListDecoder, ListError};
+use super::proxy::Proxy;
 use super::url::UpstreamUrl;
 use super::{Cause, Failure, StartError, Upstream};
 use crate::order::{Observed, OrderId};
+
+/// The target of this module's log lines. It is public: `RUST_LOG` names it.
+const LOG: &str = "order_service::upstream";
 
 /// Maximum length of an answer to a look-up or a start, in bytes. The rest is not read, and a longer
 /// answer is not used.
@@ -33,9 +36,6 @@ const CONNECT_SHARE: f64 = 0.75;
 /// start that fails so may have taken effect.
 const START_IDLE_MAX: Duration = Duration::from_millis(500);
 
-/// Maximum length of the excerpt of an unexpected answer, in characters.
-const EXCERPT_MAX: usize = 200;
-
 /// A client of the order process service over HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpUpstream {
@@ -46,6 +46,7 @@ pub struct HttpUpstream {
     /// For repeated requests. It opens a connection for each.
     unpooled: Client,
     url: Url,
+    proxy: Option<Proxy>,
     request_timeout: Duration,
 }
 
@@ -55,7 +56,8 @@ impl HttpUpstream {
     /// token (RFC 6750, section 2.1).
     ///
     /// # Errors
-    /// The token is not a valid header value, or the system's root certificates cannot be used.
+    /// [`ProxyError`](super::ProxyError); the token is not a valid header value; or the system's root
+    /// certificates cannot be used.
     pub fn new(
         url: &UpstreamUrl,
         token: Option<&str>,
@@ -63,7 +65,8 @@ impl HttpUpstream {
     ) -> anyhow::Result<Self> {
         // Fails only if a provider is installed already, which is then used.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let builder = || Self::builder(url, token, request_timeout);
+        let proxy = Proxy::of(url)?;
+        let builder = || Self::builder(url, proxy.as_ref(), token, request_timeout);
         let build = |builder: ClientBuilder| {
             builder.build().context(
                 "creating the HTTPS client failed; it needs the system's root certificates: install \
@@ -75,12 +78,23 @@ impl HttpUpstream {
             gets: build(builder()?)?,
             unpooled: build(builder()?.pool_max_idle_per_host(0))?,
             url: url.0.clone(),
+            proxy,
             request_timeout,
         })
     }
 
+    /// Logs where requests go.
+    pub fn log_route(&self) {
+        let url = &self.url;
+        match &self.proxy {
+            Some(proxy) => log::info!(target: LOG, "upstream configured url={url} proxy={proxy}"),
+            None => log::info!(target: LOG, "upstream configured url={url}"),
+        }
+    }
+
     fn builder(
         url: &UpstreamUrl,
+        proxy: Option<&Proxy>,
         token: Option<&str>,
         request_timeout: Duration,
     ) -> anyhow::Result<ClientBuilder> {
@@ -89,10 +103,11 @@ impl HttpUpstream {
             .redirect(redirect::Policy::none())
             .connect_timeout(request_timeout.mul_f64(CONNECT_SHARE))
             .read_timeout(request_timeout);
-        if url.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        if !uses_tls(url) {
+        builder = match proxy {
+            Some(proxy) => builder.proxy(proxy.client.clone()),
+            None => builder.no_proxy(),
+        };
+        if url.0.scheme() != "https" && !proxy.is_some_and(Proxy::uses_tls) {
             // Root certificates are not needed, and may be missing.
             builder = builder.tls_certs_only([]);
         }
@@ -156,8 +171,9 @@ impl HttpUpstream {
     fn failure(&self, status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Failure {
         Failure {
             detail: format!(
-                "the upstream answered {}{}",
-                summary(status, body),
+                "{} answered {}{}",
+                self.peer(),
+                summary(status.as_u16(), body),
                 self.hint(status)
             ),
             cause: match status {
@@ -173,13 +189,64 @@ impl HttpUpstream {
         }
     }
 
+    /// Returns who may have answered a request, or failed to.
+    fn peer(&self) -> String {
+        match &self.proxy {
+            Some(proxy) => format!("the upstream or the proxy {proxy}"),
+            None => "the upstream".to_owned(),
+        }
+    }
+
+    /// Returns the failure for a request without a complete answer.
+    fn no_answer(&self, error: &reqwest::Error) -> Failure {
+        // Connecting may time out too.
+        if error.is_connect() {
+            let at = self.url.origin().ascii_serialization();
+            let through = match &self.proxy {
+                Some(proxy) => format!(" through the proxy {proxy}"),
+                None => String::new(),
+            };
+            let why = match error.is_timeout() {
+                true => "no answer in time".to_owned(),
+                false => root_cause(error),
+            };
+            let detail = format!("the upstream cannot be reached at {at}{through}: {why}");
+            return Failure::new(detail, Cause::NoConnection);
+        }
+        let peer = self.peer();
+        if error.is_timeout() {
+            return Failure::new(format!("{peer} did not answer in time"), Cause::Timeout);
+        }
+        let detail = format!("{peer} broke off: {}", root_cause(error));
+        Failure::new(detail, Cause::Unusable)
+    }
+
+    /// Reads the body up to [`ANSWER_MAX`] bytes. Returns them, and the failure if they are not all of it.
+    async fn read_body(&self, mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
+        let mut body = Vec::new();
+        loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => return (body, Ok(())),
+                Err(error) => return (body, Err(self.no_answer(&error))),
+            };
+            let room = ANSWER_MAX - body.len();
+            if chunk.len() > room {
+                body.extend_from_slice(&chunk[..room]);
+                let detail = format!("the answer is longer than {ANSWER_MAX} bytes");
+                return (body, Err(Failure::new(detail, Cause::Unusable)));
+            }
+            body.extend_from_slice(&chunk);
+        }
+    }
+
     /// Returns a hint at the likely cause of an answer with this status.
     fn hint(&self, status: StatusCode) -> String {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 " (is ORDER_PROCESS_TOKEN right?)".to_owned()
             }
-            StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED if self.proxy.is_some() => {
                 " (are the user name and password in the proxy's URL right?)".to_owned()
             }
             // The service has this path, and answers 200 about an unknown order.
@@ -201,24 +268,24 @@ impl Upstream for HttpUpstream {
         let response = match request.timeout(self.request_timeout).send().await {
             Ok(response) => response,
             Err(error) if error.is_connect() => {
-                return Err(StartError::Unavailable(no_answer(&error)));
+                return Err(StartError::Unavailable(self.no_answer(&error)));
             }
             Err(error) => {
                 return Err(StartError::Ambiguous {
                     answer_status: None,
-                    failure: no_answer(&error),
+                    failure: self.no_answer(&error),
                 });
             }
         };
         let status = response.status();
         let retry_after = retry_after(&response);
-        let (body, end) = read_body(response).await;
+        let (body, end) = self.read_body(response).await;
         if status.is_success() {
             // The upstream's own answer has no body.
             let detail = match end {
                 Ok(()) if body.is_empty() => return Ok(()),
-                Ok(()) => summary(status, &body),
-                Err(failure) => format!("{}; {}", summary(status, &body), failure.detail),
+                Ok(()) => summary(status.as_u16(), &body),
+                Err(failure) => format!("{}; {}", summary(status.as_u16(), &body), failure.detail),
             };
             let detail = format!("the start was answered {detail}, and no process is found");
             return Err(StartError::Unconfirmed {
@@ -241,7 +308,7 @@ impl Upstream for HttpUpstream {
             answer_status: status.as_u16(),
             detail: format!(
                 "the start was answered {}{}",
-                summary(status, &body),
+                summary(status.as_u16(), &body),
                 self.hint(status)
             ),
         })
@@ -251,11 +318,11 @@ impl Upstream for HttpUpstream {
         let response = self
             .get(self.url_of(id), Some(self.request_timeout))
             .await
-            .map_err(|error| no_answer(&error))?;
+            .map_err(|error| self.no_answer(&error))?;
         let status = response.status();
         let retry_after = retry_after(&response);
         let fresh = self.check_age(response.headers());
-        let (body, end) = read_body(response).await;
+        let (body, end) = self.read_body(response).await;
         if status != StatusCode::OK {
             return Err(self.failure(status, &body, retry_after));
         }
@@ -274,11 +341,11 @@ impl Upstream for HttpUpstream {
 
     async fn list(&self, mut on_entry: impl FnMut(Entry<'_>)) -> Result<u64, Failure> {
         let response = self.get(self.url.clone(), None).await;
-        let mut response = response.map_err(|error| no_answer(&error))?;
+        let mut response = response.map_err(|error| self.no_answer(&error))?;
         let status = response.status();
         if status != StatusCode::OK {
             let retry_after = retry_after(&response);
-            let (body, _) = read_body(response).await;
+            let (body, _) = self.read_body(response).await;
             return Err(self.failure(status, &body, retry_after));
         }
         let fresh = self.check_age(response.headers());
@@ -286,51 +353,17 @@ impl Upstream for HttpUpstream {
         let broken = |error: ListError| {
             Failure::new(format!("the list cannot be used: {error}"), Cause::Unusable)
         };
-        while let Some(chunk) = response.chunk().await.map_err(|error| no_answer(&error))? {
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| self.no_answer(&error))?
+        {
             decoder.push(&chunk, &mut on_entry).map_err(broken)?;
         }
         let entries = decoder.finish().map_err(broken)?;
         fresh?;
         Ok(entries)
     }
-}
-
-/// Returns whether requests to this URL use TLS, be it only to their proxy.
-fn uses_tls(url: &UpstreamUrl) -> bool {
-    // The client finds its proxy in the same way.
-    let proxy = || Matcher::from_system().intercept(&url.0.as_str().parse().ok()?);
-    url.0.scheme() == "https"
-        || !url.is_loopback()
-            && proxy().is_some_and(|proxy| proxy.uri().scheme_str() == Some("https"))
-}
-
-/// Returns the observation in the body of a 200 answer to a look-up of `id`.
-fn observed_of(id: &OrderId, body: &[u8]) -> Result<Observed, String> {
-    #[derive(Deserialize)]
-    struct Process {
-        order_id: String,
-        status: String,
-    }
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct Nothing {}
-
-    // An empty object alone means that the order has no process.
-    if serde_json::from_slice::<Nothing>(body).is_ok() && body.trim_ascii().starts_with(b"{") {
-        return Ok(Observed::Absent);
-    }
-    if !body.trim_ascii().starts_with(b"{") {
-        return Err(match excerpt(body) {
-            blank if blank.is_empty() => "an empty body".to_owned(),
-            text => format!("something that is no object: {text}"),
-        });
-    }
-    let process: Process = serde_json::from_slice(body)
-        .map_err(|error| format!("an object that is no process ({error}): {}", excerpt(body)))?;
-    if process.order_id != id.as_str() {
-        return Err("the process of another order".to_owned());
-    }
-    Ok(Observed::of_status(&process.status))
 }
 
 /// Returns whether an answer with this status is about the upstream's state, or our access to it, and not
@@ -346,28 +379,6 @@ fn is_about_upstream(status: StatusCode) -> bool {
                 | StatusCode::PROXY_AUTHENTICATION_REQUIRED
                 | StatusCode::REQUEST_TIMEOUT
         )
-}
-
-/// Returns the failure for a request without a complete answer.
-fn no_answer(error: &reqwest::Error) -> Failure {
-    // Connecting may time out too.
-    let (detail, cause) = if error.is_connect() {
-        let origin = error.url().map(|url| url.origin().ascii_serialization());
-        let at = origin.map_or_else(String::new, |origin| format!(" at {origin}"));
-        let why = match error.is_timeout() {
-            true => "no answer in time".to_owned(),
-            false => root_cause(error),
-        };
-        let detail = format!("the upstream cannot be reached{at}: {why}");
-        (detail, Cause::NoConnection)
-    } else if error.is_timeout() {
-        let detail = "the upstream did not answer in time".to_owned();
-        (detail, Cause::Timeout)
-    } else {
-        let detail = format!("the upstream broke off: {}", root_cause(error));
-        (detail, Cause::Unusable)
-    };
-    Failure::new(detail, cause)
 }
 
 /// Returns the innermost cause. The outer ones only repeat the URL.
@@ -393,91 +404,9 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
     is_number.then(|| Duration::from_secs(digits.parse().unwrap_or(u32::MAX).into()))
 }
 
-/// Reads the body up to [`ANSWER_MAX`] bytes. Returns them, and the failure if they are not all of it.
-async fn read_body(mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
-    let mut body = Vec::new();
-    loop {
-        let chunk = match response.chunk().await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => return (body, Ok(())),
-            Err(error) => return (body, Err(no_answer(&error))),
-        };
-        let room = ANSWER_MAX - body.len();
-        if chunk.len() > room {
-            body.extend_from_slice(&chunk[..room]);
-            let detail = format!("the answer is longer than {ANSWER_MAX} bytes");
-            return (body, Err(Failure::new(detail, Cause::Unusable)));
-        }
-        body.extend_from_slice(&chunk);
-    }
-}
-
-fn summary(status: StatusCode, body: &[u8]) -> String {
-    match excerpt(body) {
-        blank if blank.is_empty() => status.as_u16().to_string(),
-        text => format!("{}: {text}", status.as_u16()),
-    }
-}
-
-/// Returns the beginning of a body, on one line.
-fn excerpt(body: &[u8]) -> String {
-    String::from_utf8_lossy(body)
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(EXCERPT_MAX)
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_an_empty_object_means_that_the_order_is_unknown() {
-        let id = OrderId::new("a1").unwrap();
-        assert_eq!(observed_of(&id, b"{}"), Ok(Observed::Absent));
-        assert_eq!(observed_of(&id, b" { }\n"), Ok(Observed::Absent));
-        for (body, observed) in [
-            (r#"{"order_id":"a1","status":"RUNNING"}"#, Observed::Running),
-            (
-                r#"{"status":"SUCCEEDED","order_id":"a1","more":[1]}"#,
-                Observed::Succeeded,
-            ),
-            (r#"{"order_id":"a1","status":"FAILED"}"#, Observed::Failed),
-            (
-                r#"{"order_id":"a1","status":"PAUSED"}"#,
-                Observed::Unrecognised("PAUSED".into()),
-            ),
-        ] {
-            assert_eq!(observed_of(&id, body.as_bytes()), Ok(observed), "{body}");
-        }
-        for body in [
-            "",
-            "null",
-            "[]",
-            "[{}]",
-            r#"[{"order_id":"a1","status":"RUNNING"}]"#,
-            r#"["a1","RUNNING"]"#,
-            r#"{"message":"hello"}"#,
-            r#"{"order_id":"a1"}"#,
-            r#"{"status":"RUNNING"}"#,
-            r#"{"order_id":"a2","status":"RUNNING"}"#,
-            r#"{"order_id":"a1","status":"RUNNING","status":"FAILED"}"#,
-            r#"{"order_id":"a1","status":null}"#,
-            r#"{"order_id":"a1","status":"RUNNING"}{}"#,
-            "<html></html>",
-        ] {
-            let what = observed_of(&id, body.as_bytes()).unwrap_err();
-            assert!(!what.ends_with([' ', ':']), "{body}: {what}");
-        }
-        for blank in ["", " \r\n", "\0"] {
-            let what = observed_of(&id, blank.as_bytes()).unwrap_err();
-            assert_eq!(what, "an empty body", "{blank:?}");
-            assert_eq!(summary(StatusCode::OK, blank.as_bytes()), "200");
-        }
-    }
 
     #[test]
     fn every_character_of_an_id_survives_in_the_url() {

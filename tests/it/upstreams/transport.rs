@@ -151,12 +151,121 @@ async fn a_proxy_that_refuses_access_is_named_at_once() {
         ("HTTP_PROXY", &*proxy.url),
         ("ORDER_PROCESS_URL", "http://upstream.invalid"),
     ];
-    let reconciler = orders
+    let ran = orders
         .env
-        .start_with("order-reconciler", &[], &variables, false);
-    reconciler.logs("the upstream is down");
-    assert_eq!(proxy.asked().len(), 1, "{}", reconciler.logged());
-    reconciler.logs("are the user name and password in the proxy's URL right?");
+        .start_with("order-reconciler", &["--once"], &variables, false);
+    let (code, log) = ended(ran).await;
+    assert_eq!((code, proxy.asked().len()), (Some(4), 1), "{log}");
+    assert!(log.contains("the upstream is down"), "{log}");
+    let hint = "are the user name and password in the proxy's URL right?";
+    assert!(log.contains(hint), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_is_named_in_each_error_of_which_it_may_be_the_cause() {
+    let proxy = Scripted::new(|_, _| answer(502, "Bad Gateway")).await;
+    let with_password = proxy.url.replace("://", "://me:s3cret@");
+    let at = format!("http://{}", proxy.address);
+    let nobody = "http://me:s3cret@127.0.0.1:1";
+    for (scheme, variable, value, expected) in [
+        (
+            "http",
+            "HTTP_PROXY",
+            &*with_password,
+            format!("the upstream or the proxy {at} answered 502: Bad Gateway"),
+        ),
+        (
+            "https",
+            "ALL_PROXY",
+            &with_password,
+            format!(
+                "the upstream cannot be reached at https://upstream.invalid through the proxy {at}: \
+                 tunnel error: unsuccessful"
+            ),
+        ),
+        (
+            "http",
+            "HTTP_PROXY",
+            nobody,
+            "the upstream cannot be reached at http://upstream.invalid through the proxy \
+             http://127.0.0.1:1: Connection refused"
+                .to_owned(),
+        ),
+    ] {
+        let orders = Orders::created(&["a1"]).await;
+        let url = format!("{scheme}://upstream.invalid");
+        let variables = [(variable, value), ("ORDER_PROCESS_URL", &url)];
+        let ran = orders
+            .env
+            .start_with("order-reconciler", &["--once"], &variables, false);
+        let (code, log) = ended(ran).await;
+        assert_eq!(code, Some(4), "{log}");
+        assert!(log.contains(&expected), "{expected}: {log}");
+        assert!(
+            log.contains("/order_process proxy=http://127.0.0.1:"),
+            "{log}"
+        );
+        let ran = orders
+            .env
+            .start_with("order-service", &["account"], &variables, false);
+        let (code, account) = ended(ran).await;
+        assert_eq!(code, Some(4), "{account}");
+        assert!(account.contains(&expected), "{expected}: {account}");
+        assert!(![log, account].concat().contains("s3cret"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variable_that_names_no_usable_proxy_is_refused_unless_the_upstream_is_exempt() {
+    let url = ("ORDER_PROCESS_URL", "https://upstream.invalid");
+    let orders = Orders::created(&["a1"]).await;
+    for (variables, code) in [
+        (vec![("HTTPS_PROXY", "socks5://me:s3cret@127.0.0.1:1")], 2),
+        (vec![("all_proxy", "socks5h://me:s3cret@127.0.0.1:1")], 2),
+        (vec![("https_proxy", "ftp://me:s3cret@127.0.0.1:1")], 2),
+        (vec![("HTTPS_PROXY", "http://me:s3@cret@127.0.0.1:1")], 2),
+        (vec![("HTTP_PROXY", "socks5://127.0.0.1:1")], 4),
+        (
+            vec![
+                ("HTTPS_PROXY", "socks5://127.0.0.1:1"),
+                ("NO_PROXY", "invalid"),
+            ],
+            4,
+        ),
+        (vec![("HTTPS_PROXY", ""), ("https_proxy", "")], 4),
+    ] {
+        let variables = [&variables[..], &[url]].concat();
+        for (program, arguments) in [
+            ("order-reconciler", &["--once"][..]),
+            ("order-service", &["account"]),
+        ] {
+            let ran = orders.env.start_with(program, arguments, &variables, false);
+            let (exit, log) = ended(ran).await;
+            assert_eq!(exit, Some(code), "{variables:?}: {log}");
+            let (name, _) = variables[0];
+            let is_named = log.contains(&format!("{name} cannot be used; expected an HTTP proxy"));
+            assert_eq!(is_named, code == 2, "{log}");
+            assert!(!log.contains("cret"), "{log}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_proxy_exempts_addresses_as_it_does_names() {
+    let proxy = Scripted::new(|_, _| answer(502, "a proxy")).await;
+    let orders = Orders::created(&["a1"]).await;
+    let variables = [
+        ("HTTP_PROXY", &*proxy.url),
+        ("NO_PROXY", "*"),
+        // Not loopback by its name, but in effect.
+        ("ORDER_PROCESS_URL", "http://0.0.0.0:1"),
+    ];
+    let ran = orders
+        .env
+        .start_with("order-reconciler", &["--once"], &variables, false);
+    let (code, log) = ended(ran).await;
+    assert_eq!(code, Some(4), "{log}");
+    assert_eq!(proxy.connections(), 0, "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
