@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{
-    AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER,
+    ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap,
+    HeaderValue, RETRY_AFTER,
 };
 use reqwest::{Client, ClientBuilder, Response, StatusCode, Url, redirect};
 
@@ -111,6 +112,9 @@ impl HttpUpstream {
             // Root certificates are not needed, and may be missing.
             builder = builder.tls_certs_only([]);
         }
+        // Without it, any coding would be acceptable (RFC 9110, section 12.5.3).
+        let identity = HeaderValue::from_static("identity");
+        let mut headers = HeaderMap::from_iter([(ACCEPT_ENCODING, identity)]);
         if let Some(token) = token {
             let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
                 anyhow::anyhow!(
@@ -118,9 +122,9 @@ impl HttpUpstream {
                 )
             })?;
             value.set_sensitive(true);
-            builder = builder.default_headers([(AUTHORIZATION, value)].into_iter().collect());
+            headers.insert(AUTHORIZATION, value);
         }
-        Ok(builder)
+        Ok(builder.default_headers(headers))
     }
 
     /// Returns the URL of one order's process. Everything but letters and digits is escaped, so that no
@@ -162,6 +166,22 @@ impl HttpUpstream {
                     self.url
                 ),
                 Cause::Stale,
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that an answer with these headers is not compressed. A portal or a proxy may do so unasked.
+    fn check_coding(&self, headers: &HeaderMap) -> Result<(), Failure> {
+        let is_coded = |coding: &&HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
+        match headers.get_all(CONTENT_ENCODING).iter().find(is_coded) {
+            Some(coding) => Err(Failure::new(
+                format!(
+                    "the answer is compressed (Content-Encoding: {}); exempt {} from compression",
+                    excerpt(coding.as_bytes()),
+                    self.url
+                ),
+                Cause::Unusable,
             )),
             None => Ok(()),
         }
@@ -224,6 +244,12 @@ impl HttpUpstream {
     /// Reads the body up to [`ANSWER_MAX`] bytes. Returns them, and the failure if they are not all of it.
     async fn read_body(&self, mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
         let mut body = Vec::new();
+        // A compressed body may be long, and its beginning says nothing.
+        if let Err(failure) = self.check_coding(response.headers())
+            && response.content_length() != Some(0)
+        {
+            return (body, Err(failure));
+        }
         loop {
             let chunk = match response.chunk().await {
                 Ok(Some(chunk)) => chunk,
@@ -348,6 +374,7 @@ impl Upstream for HttpUpstream {
             let (body, _) = self.read_body(response).await;
             return Err(self.failure(status, &body, retry_after));
         }
+        self.check_coding(response.headers())?;
         let fresh = self.check_age(response.headers());
         let mut decoder = ListDecoder::new();
         let broken = |error: ListError| {

@@ -18,7 +18,7 @@ use order_service::reconciler::{Reconciler, Settings, run_once};
 use order_service::store::{Filter, Mode, NoFaults, Store, Transition};
 use order_service::upstream::HttpUpstream;
 
-use self::scripted::{ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
+use self::scripted::{GZIP, ReceivedRequest, Reply, Scripted, SkippingClock, answer, process};
 
 mod observations;
 mod scripted;

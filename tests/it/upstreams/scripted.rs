@@ -93,6 +93,9 @@ pub(super) enum Reply {
     Later(Duration, Box<Reply>),
 }
 
+/// A header line of compressed answers.
+pub(super) const GZIP: &str = "Content-Encoding: gzip\r\n";
+
 pub(super) fn answer(status: u16, body: impl Into<String>) -> Reply {
     Reply::Answer(status, "", body.into())
 }

@@ -407,6 +407,40 @@ async fn an_answer_of_the_upstream_cannot_forge_a_log_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_answer_is_named_and_not_read() {
+    // Valid as they are, so that reading them would be noticed.
+    let upstream = Scripted::new(|asked, _| match asked.looked_up() {
+        Some(id) => Reply::Answer(200, GZIP, process(&id, "SUCCEEDED")),
+        None if asked.is_list() => Reply::Answer(200, GZIP, "[]".into()),
+        None => Reply::Answer(200, GZIP, "x".into()),
+    })
+    .await;
+    for orders in [
+        Orders::created(&["a1"]).await,
+        Orders::processing(&["a1"]).await,
+        Orders::processing(&many()).await,
+    ] {
+        let id = &orders.all()[0].id.clone();
+        let mut reconciler = orders.reconciler(&upstream).await;
+        let order = reconciler
+            .until_attention(id.as_str(), Reason::UpstreamUnreachable)
+            .await;
+        assert_ne!(order.status, Status::Fulfilled);
+        let detail = order.attention.unwrap().detail;
+        let named = "the answer is compressed (Content-Encoding: gzip); exempt ";
+        assert!(detail.contains(named), "{detail}");
+    }
+    for asked in upstream.asked() {
+        assert_eq!(asked.headers["accept-encoding"], "identity", "{asked:?}");
+    }
+    // Nothing was compressed.
+    let upstream = Scripted::new(|_, _| Reply::Answer(200, GZIP, String::new())).await;
+    let orders = Orders::created(&["a1"]).await;
+    assert!(orders.once(&upstream).await);
+    assert_eq!(orders.order("a1").status, Status::Processing);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_look_up_on_a_closed_connection_is_repeated_once_on_another() {
     for orders in [vec!["a1".to_owned()], many()] {
         let ids = orders.clone();
