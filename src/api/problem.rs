@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use warp::Reply;
 use warp::http::header::{
-    ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, RETRY_AFTER,
+    ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, LINK, RETRY_AFTER,
 };
 use warp::http::{Method, StatusCode};
 use warp::reply::Response;
@@ -115,6 +115,21 @@ impl Problem {
             "the Content-Type is {found:?}; send the header \"Content-Type: application/json\""
         );
         Self::new(&kinds::UNSUPPORTED_MEDIA_TYPE, detail)
+    }
+
+    /// `Accept-Encoding` tells this 415 from that of a media type (RFC 9110, section 15.5.16).
+    pub fn unsupported_content_coding(found: &str) -> Self {
+        let detail = format!(
+            "the Content-Encoding is {found:?}; send the body uncompressed, without that header"
+        );
+        Self::new(&kinds::UNSUPPORTED_MEDIA_TYPE, detail)
+            .with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+    }
+
+    pub fn unsupported_transfer_coding(found: &str) -> Self {
+        let detail = format!("the Transfer-Encoding is {found:?}; send chunked alone");
+        Self::new(&kinds::UNSUPPORTED_TRANSFER_CODING, detail)
+            .with_header(CONNECTION, HeaderValue::from_static("close"))
     }
 
     pub fn too_large(max: usize) -> Self {

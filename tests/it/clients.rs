@@ -95,6 +95,30 @@ async fn a_malformed_request_is_refused_and_its_connection_closed() {
             400,
         ),
         (
+            "a coding beside chunks",
+            create(
+                "Transfer-Encoding: gzip, chunked\r\n",
+                "c\r\n{\"id\":\"bad\"}\r\n0\r\n\r\n",
+            ),
+            501,
+        ),
+        (
+            "a coding in a header of its own",
+            create(
+                "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+                "c\r\n{\"id\":\"bad\"}\r\n0\r\n\r\n",
+            ),
+            501,
+        ),
+        (
+            "chunks in chunks",
+            create(
+                "Transfer-Encoding: chunked, chunked\r\n",
+                "c\r\n{\"id\":\"bad\"}\r\n0\r\n\r\n",
+            ),
+            501,
+        ),
+        (
             "a chunk in words",
             create(
                 "Transfer-Encoding: chunked\r\n",

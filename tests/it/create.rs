@@ -174,6 +174,25 @@ async fn any_other_content_type_is_415_and_the_detail_names_the_header_to_send()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_body_is_415_and_the_answer_names_the_coding_to_send() {
+    let (_env, api, client) = with_api();
+    for coding in ["gzip", "GZIP", "identity, br", "x"] {
+        let headers = [("content-encoding", coding)];
+        let refused = post(&client, &api, r#"{"id":"a1"}"#, &headers).await;
+        assert_problem(&refused, 415);
+        assert_eq!(refused.header("accept-encoding"), "identity", "{coding}");
+        let problem = refused.json();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("the Content-Encoding is"), "{detail}");
+    }
+    for (id, coding) in [("a1", ""), ("a2", "identity"), ("a3", "Identity,")] {
+        let headers = [("content-encoding", coding)];
+        let created = post(&client, &api, format!("{{\"id\":\"{id}\"}}"), &headers).await;
+        assert_eq!(created.status, 201, "{coding:?}: {created:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_order_that_exists_is_answered_with_itself_and_409() {
     let (env, api, client) = with_api();
     let created = client.create(&api.url, "a/1").await;

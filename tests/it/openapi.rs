@@ -188,6 +188,7 @@ async fn every_response_matches_the_document() {
             &[("content-type", "text/plain")],
             "a1",
         ),
+        ("POST", "/order", "", &[("content-encoding", "gzip")], "{}"),
         (
             "POST",
             "/order",
@@ -269,7 +270,7 @@ async fn every_response_matches_the_document() {
         for status in operation["responses"].as_object().unwrap().keys() {
             let status: u16 = status.parse().unwrap();
             let key = (path.clone(), method.clone(), status);
-            let is_elsewhere = matches!(status, 408 | 410 | 503);
+            let is_elsewhere = matches!(status, 408 | 410 | 501 | 503);
             assert!(
                 answered.contains(&key) || is_elsewhere,
                 "{key:?} was not checked"

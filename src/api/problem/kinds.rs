@@ -88,10 +88,17 @@ kinds! {
      changed or deleted over HTTP."
 
     UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" 415
-    "The body must be JSON"
-    "The header `Content-Type` says that the body is not JSON. Many clients send \
-     `application/x-www-form-urlencoded` by default; `curl -d` does. Nothing was done."
-    "Send `Content-Type: application/json`, or omit the header."
+    "The body must be plain JSON"
+    "The header `Content-Type` says that the body is not JSON, or `Content-Encoding` that it is \
+     compressed. Many clients send `application/x-www-form-urlencoded` by default; `curl -d` does. \
+     Nothing was done."
+    "Send `Content-Type: application/json`, or omit the header. Do not compress the body."
+
+    UNSUPPORTED_TRANSFER_CODING "unsupported-transfer-coding" 501
+    "The body has an unknown transfer coding"
+    "The header `Transfer-Encoding` names more than `chunked`, once (RFC 9112, section 6.1). Nothing was \
+     done, and the connection is closed."
+    "Send the body with `Content-Length`, or with `Transfer-Encoding: chunked`."
 
     BODY_TOO_LARGE "body-too-large" 413
     "The body is too large"

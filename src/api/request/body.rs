@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use warp::http::HeaderMap;
-use warp::http::header::CONTENT_LENGTH;
+use warp::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderName, TRANSFER_ENCODING};
 
 use super::super::problem::Problem;
 use crate::order::OrderId;
@@ -24,6 +24,7 @@ pub(in super::super) async fn read_body<B: Buf>(
     headers: &HeaderMap,
     body: impl Stream<Item = Result<B, warp::Error>>,
 ) -> Result<Vec<u8>, Problem> {
+    check_codings(headers)?;
     let announced = headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -45,6 +46,30 @@ pub(in super::super) async fn read_body<B: Buf>(
     tokio::time::timeout(BODY_TIMEOUT, read)
         .await
         .unwrap_or_else(|_| Err(Problem::too_slow(BODY_TIMEOUT.as_secs())))
+}
+
+/// Checks that the body has no coding but `chunked`, which the server has removed.
+fn check_codings(headers: &HeaderMap) -> Result<(), Problem> {
+    let transfer = codings(headers, TRANSFER_ENCODING);
+    if !matches!(&*transfer, "" | "chunked") {
+        return Err(Problem::unsupported_transfer_coding(&transfer));
+    }
+    let content = codings(headers, CONTENT_ENCODING);
+    if !matches!(&*content, "" | "identity") {
+        return Err(Problem::unsupported_content_coding(&content));
+    }
+    Ok(())
+}
+
+/// Returns the codings in all headers of a name, in lower case. Empty elements of a list do not count (RFC
+/// 9110, section 5.6.1).
+fn codings(headers: &HeaderMap, name: HeaderName) -> String {
+    let values = headers.get_all(name).iter();
+    let values = values.map(|value| String::from_utf8_lossy(value.as_bytes()).to_ascii_lowercase());
+    let values: Vec<_> = values.collect();
+    let codings = values.iter().flat_map(|value| value.split(','));
+    let codings = codings.map(str::trim).filter(|coding| !coding.is_empty());
+    codings.collect::<Vec<_>>().join(", ")
 }
 
 /// Parses the id of a new order.
@@ -87,7 +112,21 @@ struct NewOrder<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::problem;
     use super::*;
+    use crate::order::ID_MAX_CHARS;
+
+    #[test]
+    fn the_page_of_problems_has_the_limits_in_force() {
+        let page = problem::page();
+        for limit in [
+            format!("more than {} KiB", BODY_MAX / 1024),
+            format!("within {} seconds", BODY_TIMEOUT.as_secs()),
+            format!("1 to {ID_MAX_CHARS} characters"),
+        ] {
+            assert!(page.contains(&limit), "{limit}");
+        }
+    }
 
     #[test]
     fn a_body_is_an_object_with_an_id_and_anything_else_beside_it() {
