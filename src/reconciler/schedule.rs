@@ -29,15 +29,13 @@ pub struct Schedule {
     cron: Cron,
 }
 
-/// Reason why a text is not a schedule.
+/// Reason why a text is not a schedule, without the text: it may have been meant for another setting, and
+/// be secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is not a schedule ({cause}); expected cron fields with seconds first, such as \"*/5 * * * * *\" for every five seconds"
+    "{0}; expected cron fields with seconds first, such as \"*/5 * * * * *\" for every five seconds"
 )]
-pub struct ScheduleError {
-    text: String,
-    cause: String,
-}
+pub struct ScheduleError(String);
 
 /// Stands for no next occurrence.
 const FAR_FUTURE: Timestamp = Timestamp(i64::MAX);
@@ -46,25 +44,21 @@ impl FromStr for Schedule {
     type Err = ScheduleError;
 
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
-        let error = |cause: String| ScheduleError {
-            text: text.to_owned(),
-            cause,
-        };
         // With the rules of the scheduler's own parser.
         let cron = CronParser::builder()
             .seconds(Seconds::Required)
             .dom_and_dow(true)
             .build()
             .parse(text)
-            .map_err(|cause| error(cause.to_string()))?;
+            .map_err(|cause| ScheduleError(cause.to_string().trim_end_matches('.').to_owned()))?;
         cron.find_next_occurrence(&DateTime::<Utc>::UNIX_EPOCH, false)
-            .map_err(|_| error("it has no occurrence".to_owned()))?;
+            .map_err(|_| ScheduleError("it has no occurrence".to_owned()))?;
         let schedule = Self {
             text: text.to_owned(),
             cron,
         };
         if schedule.next_after(SystemClock.now()) == FAR_FUTURE {
-            return Err(error("its last occurrence has passed".to_owned()));
+            return Err(ScheduleError("its last occurrence has passed".to_owned()));
         }
         Ok(schedule)
     }

@@ -120,11 +120,18 @@ fn is_address(text: &str) -> bool {
         || first.is_some_and(|key| FIRST_KEYS.contains(&key))
 }
 
-/// Returns whether a value that was refused may be the address of a database, with a password.
+/// Returns whether a value that was refused may be an address with something secret, whichever setting it
+/// was given to: a password, or a token as a user name or in the query of a URL.
 pub fn may_hold_password(value: &str) -> bool {
-    value.contains('@')
-        || !value.starts_with("http")
-            && (is_address(value) || value.to_ascii_lowercase().contains("postgres"))
+    // `@every 5s` and an id such as `me@a.example` have none.
+    let has_user = value
+        .split_once('@')
+        .is_some_and(|(user, _)| user.contains([':', '%']));
+    has_user
+        || match value.starts_with("http") {
+            true => value.contains('?'),
+            false => is_address(value) || value.to_ascii_lowercase().contains("postgres"),
+        }
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -197,7 +204,20 @@ mod tests {
             let error = text.parse::<DatabaseUrl>().unwrap_err();
             assert_eq!(error, DatabaseUrlError::NotAPath, "{text}");
         }
-        for text in ["sqlite:o.db?mode=ro", "http://127.0.0.1:8000/?x=1", "fast"] {
+        for text in [
+            "http://a.example?token=x",
+            "ftp://token@a",
+            "me:secret@db/orders",
+        ] {
+            assert!(may_hold_password(text), "{text}");
+        }
+        for text in [
+            "sqlite:o.db?mode=ro",
+            "http://127.0.0.1:x",
+            "fast",
+            "@every 5s",
+            "me@a.example ",
+        ] {
             assert!(!may_hold_password(text), "{text}");
         }
     }

@@ -24,6 +24,22 @@ const WRONG: &[(Setting, &str, &str)] = &[
     (RECONCILE[0], "0 0 0 30 2 *", "*/5 * * * * *"),
     (
         RECONCILE[0],
+        "@every 5s",
+        "'@every 5s' for '--schedule <CRON>': Invalid",
+    ),
+    (
+        RECONCILE[0],
+        "me@db:5",
+        "'me@db:5' for '--schedule <CRON>': Invalid",
+    ),
+    (RECONCILE[0], "me:secret@db", "(not shown, as it may hold a"),
+    (
+        URL,
+        "http://a.example?token=secret",
+        "(not shown, as it may hold a",
+    ),
+    (
+        RECONCILE[0],
         "* * * * * * 2020",
         "its last occurrence has passed",
     ),
@@ -53,7 +69,10 @@ fn check_refused(command: &[&str], setting: Setting, value: &str, hint: &str) ->
             .collect();
         // The possible values and the variable are on lines of their own.
         let is_short = matches!(message.len(), 1..=3);
-        if ran.code != Some(2) || !ran.stderr.contains(hint) || !is_short {
+        let is_secret = [":secret", "=secret"]
+            .iter()
+            .any(|part| ran.stderr.contains(part));
+        if ran.code != Some(2) || !ran.stderr.contains(hint) || !is_short || is_secret {
             wrong.push(format!(
                 "{command:?}, {by} {value:?} without {hint:?}: {ran:?}"
             ));
