@@ -15,6 +15,9 @@ use crate::reconciler_metrics::ReconcilerMetrics;
 /// which requests run into their timeouts, and than the interval between two heartbeats.
 const OVERDUE_AFTER: Duration = Duration::from_secs(60);
 
+// The messages below and the help of the metrics call it a minute.
+const _: () = assert!(OVERDUE_AFTER.as_secs() == 60);
+
 /// Maximum difference of synchronised clocks. A state that lies further ahead of the reader's clock means
 /// that a clock was set back.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(1);

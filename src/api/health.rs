@@ -165,12 +165,19 @@ impl Health {
         let checked_at = self.store.clock().now();
         let write = self.store.check_writable(checked_at);
         let (status, detail) = match tokio::time::timeout(CHECK_TIMEOUT, write).await {
-            Ok(Ok(())) => (OK, "orders can be written"),
-            Ok(Err(StoreError::Overloaded)) => {
-                (FAILING, "orders cannot be written: the write queue is full")
-            }
-            Ok(Err(_)) => (FAILING, "orders cannot be written; the log says why"),
-            Err(_) => (FAILING, "orders cannot be written: a write takes over 2 s"),
+            Ok(Ok(())) => (OK, "orders can be written".to_owned()),
+            Ok(Err(StoreError::Overloaded)) => (
+                FAILING,
+                "orders cannot be written: the write queue is full".to_owned(),
+            ),
+            Ok(Err(_)) => (
+                FAILING,
+                "orders cannot be written; the log says why".to_owned(),
+            ),
+            Err(_) => (
+                FAILING,
+                format!("orders cannot be written: a write takes over {CHECK_TIMEOUT:?}"),
+            ),
         };
         // Failed writes of requests are known before the next check.
         let info = self.store.info();

@@ -64,7 +64,8 @@ pub(super) fn parse_timeout(text: &str) -> Result<humantime::Duration, String> {
     let timeout = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number with a unit, such as 5s or 500ms"))?;
     if timeout.as_millis() == 0 || timeout > REQUEST_TIMEOUT_MAX {
-        return Err("write a duration from 1ms to 10m".to_owned());
+        let longest = humantime::format_duration(REQUEST_TIMEOUT_MAX);
+        return Err(format!("write a duration from 1ms to {longest}"));
     }
     Ok(timeout.into())
 }
@@ -109,7 +110,26 @@ impl ValueEnum for LostProcess {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
+    use super::super::OrderReconciler;
     use super::*;
+
+    #[test]
+    fn the_help_has_the_limits_in_force() {
+        let command = OrderReconciler::command();
+        let run = command.find_subcommand("run").unwrap();
+        let longest = humantime::format_duration(REQUEST_TIMEOUT_MAX);
+        for (flag, limit) in [
+            ("max-in-flight", format!("1 to {IN_FLIGHT_MAX}")),
+            ("request-timeout", format!("from 1ms to {longest}")),
+        ] {
+            let mut arguments = run.get_arguments();
+            let argument = arguments.find(|argument| argument.get_long() == Some(flag));
+            let help = argument.and_then(|argument| argument.get_help()).unwrap();
+            assert!(help.to_string().contains(&limit), "{flag}: {help}");
+        }
+    }
 
     #[test]
     fn a_number_out_of_range_is_refused() {

@@ -16,6 +16,9 @@ const FREQUENT_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Time for which one pass sends look-ups, at most: meanwhile nothing is started, and no heartbeat is written.
 pub(super) const POLLING_TIME_MAX: Duration = Duration::from_secs(10);
 
+// The help of `reconciler_last_seen_timestamp_seconds` has it in words.
+const _: () = assert!(POLLING_TIME_MAX.as_secs() == 10);
+
 /// Time for which one pass starts orders, at most. Between two passes the steady clock is resynced and leadership is
 /// checked.
 const STARTING_TIME_MAX: Duration = Duration::from_secs(50);
