@@ -221,7 +221,14 @@ impl Health {
         };
         let Ok(Ok((heartbeat, oldest_open))) = tokio::time::timeout(CHECK_TIMEOUT, read).await
         else {
-            return Vec::new();
+            let unread = |name, status| Check {
+                name,
+                status,
+                since: None,
+                detail: "the reconciler's report cannot be read from the database".to_owned(),
+                durability: None,
+            };
+            return vec![unread("upstream", UNKNOWN), unread("reconciler", FAILING)];
         };
         let (status, since, detail) = match &heartbeat.upstream {
             UpstreamState::Unknown => (

@@ -267,6 +267,17 @@ async fn health_is_served_at_three_paths_in_one_format() {
         is_failing
     })
     .await;
+    // What cannot be read is not passed over in silence.
+    let db = rusqlite::Connection::open(env.database()).unwrap();
+    db.execute_batch("ALTER TABLE heartbeat RENAME TO lost")
+        .unwrap();
+    let answer = client.get(format!("{}/healthz", api.url)).await;
+    assert_eq!(checks(&answer).0, "degraded", "{answer:?}");
+    let body = answer.json();
+    let reconciler = body["checks"].as_array().unwrap().last().unwrap();
+    assert_eq!(reconciler["name"], "reconciler");
+    assert_eq!(reconciler["status"], "failing");
+    drop(serve);
 }
 
 #[tokio::test(flavor = "multi_thread")]
