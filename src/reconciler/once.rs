@@ -24,21 +24,25 @@ pub async fn run_once<U: Upstream, C: Clock>(
     } = &*reconciler.context;
     let due_by = clock.now().after(settings.request_timeout);
     let has_unknown_outcome = |order: OpenOrder| order.intent.is_some() && order.is_due(due_by);
-    if store.open_orders().await?.orders().any(has_unknown_outcome) {
-        let why = "a start of an earlier run has no outcome";
-        reconciler.wait(why, stop).await;
-    }
+    let mut has_to_wait = store.open_orders().await?.orders().any(has_unknown_outcome);
+    let mut why = "a start of an earlier run has no outcome";
     let (mut has_waited, mut is_absence_early) = (false, false);
     let is_usable = loop {
+        if std::mem::take(&mut has_to_wait) {
+            reconciler.wait(why, stop).await;
+            if stop.requested.is_cancelled() {
+                break None;
+            }
+        }
         let report = reconciler.pass(stop).await?;
         is_absence_early |= report.is_absence_early;
+        let is_done = !report.unreachable && !report.has_more && reconciler.has_polled_all;
+        if stop.requested.is_cancelled() && !is_done {
+            break None;
+        }
         if report.unreachable {
             log::warn!("the upstream gave no usable answer {}", reconciler.reason());
             break Some(false);
-        }
-        let is_done = !report.has_more && reconciler.has_polled_all;
-        if stop.requested.is_cancelled() && !is_done {
-            break None;
         }
         if report.has_more {
             continue;
@@ -57,9 +61,8 @@ pub async fn run_once<U: Upstream, C: Clock>(
         if has_waited || !is_absence_early {
             break Some(true);
         }
-        has_waited = true;
-        let why = "a process is absent too soon after its confirmation";
-        reconciler.wait(why, stop).await;
+        (has_waited, has_to_wait) = (true, true);
+        why = "a process is absent too soon after its confirmation, or after the beginning of this run";
         reconciler.poll_again();
     };
     let context = &reconciler.context;

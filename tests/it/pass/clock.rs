@@ -198,6 +198,20 @@ fn a_single_pass_waits_for_the_timeout_of_an_earlier_start_and_then_repeats_it()
 }
 
 #[test]
+fn a_single_pass_that_is_stopped_while_it_waits_has_left_orders_untried() {
+    let harness = Harness::new(100_000);
+    harness.create("a1");
+    harness.upstream.start_fault.set(Fault::Lost);
+    let once = |stop: &Stop| block_on(run_once(harness.reconciler(), stop)).unwrap();
+    once(&Stop::default());
+    harness.upstream.take_requests();
+    let stop = Stop::default();
+    stop.requested.cancel();
+    assert_eq!(once(&stop), None);
+    assert!(harness.upstream.take_requests().is_empty());
+}
+
+#[test]
 fn orders_that_wait_are_logged_within_a_minute_wherever_the_clock_is_set() {
     for by in STEPS {
         let mut harness = Harness::new(100_000);
