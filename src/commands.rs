@@ -13,6 +13,7 @@ use crate::config::{
     PruneArgs, RestartArgs,
 };
 use crate::explain::Invocation;
+use crate::messages::quoted;
 use crate::order::OrderId;
 use crate::process::{self, Exit, InvalidSetting};
 use crate::prune::{self, Pruning};
@@ -142,7 +143,7 @@ pub async fn explain(args: ExplainArgs) -> anyhow::Result<Exit> {
     }
     let id = args.id.as_str();
     let similar = store.similar_ids(&args.id).await?;
-    let similar: Vec<_> = similar.iter().map(|id| format!("{id:?}")).collect();
+    let similar: Vec<_> = similar.iter().map(|id| quoted(id)).collect();
     let hint = match similar[..] {
         [] => "ids are compared exactly, including case".to_owned(),
         _ => format!("similar ids: {}", similar.join(", ")),

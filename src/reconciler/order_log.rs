@@ -8,7 +8,7 @@ use std::pin::pin;
 use futures_util::TryStreamExt;
 use log::Level;
 
-use crate::messages::span;
+use crate::messages::{quoted, span};
 use crate::order::{Order, Outcome, Reason, Timestamp};
 use crate::store::{Cursor, Filter, Store, Transition};
 
@@ -35,12 +35,8 @@ pub(super) async fn log_transition(
         return;
     };
     if let Some(text) = describe(transition, order, now) {
-        let id = order.id.as_str();
-        if id.contains([' ', '"']) {
-            log::debug!(target: TARGET, "{id:?} {text}");
-        } else {
-            log::debug!(target: TARGET, "{id} {text}");
-        }
+        // Can be pasted into a command.
+        log::debug!(target: TARGET, "{} {text}", quoted(order.id.as_str()));
     }
 }
 
