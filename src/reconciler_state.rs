@@ -108,8 +108,8 @@ impl ReconcilerState {
                         "the clock was set back, and the reconciler has completed no pass since; one \
                          that makes progress does so within about a minute"
                     } else {
-                        "the reconciler was killed, or is stuck: its next pass is more than a minute \
-                         late"
+                        "the reconciler was killed, is stuck, or cannot write to the database: its \
+                         next pass is more than a minute late"
                     }),
                 }
             }

@@ -472,8 +472,8 @@ fn without_a_reconciler_that_is_the_first_reason() {
     case.reconciler.next_pass_at = Some(ago(599));
     says(
         &case,
-        "but the reconciler was killed, or is stuck: its next pass is more than a minute late.",
-        "the reconciler was killed, or is stuck: its next pass is more than a minute late",
+        "but the reconciler was killed, is stuck, or cannot write to the database: its next pass is more than a minute late.",
+        "the reconciler was killed, is stuck, or cannot write to the database: its next pass is more than a minute late",
     );
     case.reconciler.last_pass_at = Some(Timestamp(NOW.0 + 3_600_000));
     case.reconciler.next_pass_at = Some(Timestamp(NOW.0 + 3_601_000));

@@ -208,9 +208,9 @@ STATISTICS = [
         "The upstream has given no usable answer for 40 s: it answered 503. No order waits for it.",
     ),
     (
-        {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80, "reconciler.detail": "the reconciler was killed, or is stuck"},
+        {"reconciler.status": "overdue", "reconciler.last_pass_at": -200, "reconciler.next_pass_at": -80, "reconciler.detail": "the reconciler was killed, is stuck, or cannot write to the database"},
         "The reconciler has stopped",
-        "The last pass ended 3 min ago. The reconciler was killed, or is stuck. Orders do not proceed until it runs again.",
+        "The last pass ended 3 min ago. The reconciler was killed, is stuck, or cannot write to the database. Orders do not proceed until it runs again.",
     ),
     # Both passes are ahead of the clock.
     (
