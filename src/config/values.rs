@@ -76,6 +76,11 @@ pub(super) fn parse_age(text: &str) -> Result<Duration, String> {
     if age.is_zero() {
         return Err(format!("the duration is zero; {EXPECTED}"));
     }
+    // `m` is a minute, and `M` a month.
+    let units = text.split(|c: char| !c.is_ascii_alphabetic());
+    if units.into_iter().any(|unit| unit.eq_ignore_ascii_case("m")) {
+        return Err("write min for minutes, or month for months".to_owned());
+    }
     Ok(age)
 }
 
@@ -147,11 +152,23 @@ mod tests {
             parse_timeout("500ms"),
             Ok(Duration::from_millis(500).into())
         );
-        for age in ["0s", "0d", "90", "-90d", "d", "90 parsecs", "forever", ""] {
+        for age in [
+            "0s",
+            "0d",
+            "90",
+            "-90d",
+            "d",
+            "90 parsecs",
+            "forever",
+            "",
+            "3m",
+            "1M",
+        ] {
             assert!(parse_age(age).is_err(), "{age}");
         }
         let day = Duration::from_secs(86_400);
         assert_eq!(parse_age("90d"), Ok(90 * day));
         assert_eq!(parse_age("1d 12h"), Ok(36 * day / 24));
+        assert_eq!(parse_age("1440min"), Ok(day));
     }
 }

@@ -275,7 +275,7 @@ async fn the_last_hour_is_complete_even_if_some_of_it_was_pruned() {
     let seqs = created(&store, &names("a", 40), before).await;
     settle(&store, &seqs, Timestamp(before.0 + 1_000)).await;
     created(&store, &["last".into()], now).await;
-    let ran = prune(&env, &["--settled-before", "1m"]);
+    let ran = prune(&env, &["--settled-before", "1min"]);
     assert!(ran.stdout.contains("20 FULFILLED, 20 FAILED"), "{ran:?}");
     let api = env.api(&[]);
     let (_, stats) = figures(&client, &api).await;
