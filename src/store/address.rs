@@ -49,8 +49,8 @@ pub enum DatabaseUrlError {
     /// The text may be an address with a password, written in another way. It is not repeated, nor does it
     /// become the name of a file.
     #[error(
-        "this is neither a path nor a known address; write, without spaces or quotes around it, sqlite:FILE \
-         or a path, or, in builds with PostgreSQL, postgres://USER@HOST:PORT/DATABASE instead of key=value"
+        "this is neither a path nor a known address; write, without spaces, quotes or a comment around it, \
+         sqlite:FILE or a path, or, in builds with PostgreSQL, postgres://USER@HOST:PORT/DATABASE instead of key=value"
     )]
     NotAPath,
     /// It is the address of a database on PostgreSQL, and this program was built without that.
@@ -72,7 +72,8 @@ impl FromStr for DatabaseUrl {
     fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
         // Left by a variable that no shell has read, such as one of `docker --env-file`.
         let is_stray = |c: char| c.is_whitespace() || matches!(c, '"' | '\'');
-        if text.starts_with(is_stray) || text.ends_with(is_stray) {
+        // A comment after a value is part of it there, and in systemd's EnvironmentFile=.
+        if text.starts_with(is_stray) || text.ends_with(is_stray) || text.contains(" #") {
             return Err(DatabaseUrlError::NotAPath);
         }
         let path = match text.split_once(':') {
@@ -174,6 +175,7 @@ mod tests {
             "postgres://localhost/",
             "file:o.db",
             "sqlite:o.db?mode=ro",
+            "sqlite:/var/lib/o.db  # the database",
         ] {
             assert!(text.parse::<DatabaseUrl>().is_err(), "{text}");
         }
