@@ -44,6 +44,7 @@ pub(super) use self::file::{lock_files, log_files};
 pub(super) use self::lead::LeaderLock;
 pub(super) use self::open::holds_orders;
 pub(super) use self::open_error::FileError;
+use self::open_error::with_advice;
 pub(super) use self::permits::Reads;
 pub(super) use self::read_only::ReadOnlyFile;
 use self::writer_thread::Writer;
@@ -58,7 +59,7 @@ use crate::order::OrderId;
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Unreadable(Box::new(error))
+        Self::Unreadable(with_advice(error))
     }
 }
 

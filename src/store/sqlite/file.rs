@@ -205,19 +205,17 @@ pub(super) fn must_have_one_name(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Creates an empty database, unless the file exists; returns true if it was created. An existing
-/// file is not even opened: closing it would release SQLite's locks of other connections in this
-/// program.
-pub(super) fn create(path: &Path) -> io::Result<bool> {
+/// Creates an empty database, unless the file exists. An existing file is not even opened: closing it would
+/// release SQLite's locks of other connections in this program.
+pub(super) fn create(path: &Path) -> io::Result<()> {
     let created = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(DATABASE_MODE)
         .open(path);
     match created {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -91,17 +91,22 @@ pub(super) fn prepare(
         TryLockError::Error(error) => lock_error(&path, WRITE_LOCK, error),
     })?;
     let other = |error: io::Error| file_error(&path, error);
-    let is_new = file::create(&path).map_err(other)?;
+    file::create(&path).map_err(other)?;
     // Before SQLite opens the file; its identity is checked again at the end.
     let database = Identity::of(&path).map_err(other)?;
-    let db = migrate(&path, database, &purpose).map_err(|error| file_error(&path, error))?;
+    let migrated = migrate(&path, database, &purpose);
+    let (db, format) = migrated.map_err(|error| file_error(&path, error))?;
     // SQLite keeps its files open for as long as this connection is.
     let file = OpenedFile::new(path.clone(), database).map_err(other)?;
-    match (is_new, purpose) {
+    let name = path.display();
+    match (format, purpose) {
         // Nobody may have meant to begin with an empty one.
-        (true, Purpose::Use) => log::warn!("created the database {}", path.display()),
-        (true, _) => log::info!("created the database {}", path.display()),
-        (false, _) => log::info!("using the database {}", path.display()),
+        (0, Purpose::Use) => log::warn!("created the database {name}"),
+        (0, _) => log::info!("created the database {name}"),
+        (FORMAT, _) => log::info!("using the database {name}"),
+        (older, _) => {
+            log::info!("using the database {name}, migrated from format {older} to {FORMAT}")
+        }
     }
     Ok((file, db))
 }
@@ -141,7 +146,8 @@ pub(super) fn lock_within(lock: &File, timeout: Duration) -> Result<(), TryLockE
     }
 }
 
-fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection, BoxError> {
+/// Migrates a file. Returns the format that it had; 0 if it was empty.
+fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<(Connection, i64), BoxError> {
     let mut db = Connection::open_with_flags(path, existing())?;
     // The format is checked before anything in the file is changed.
     let format = format(&db)?;
@@ -162,7 +168,7 @@ fn migrate(path: &Path, file: Identity, purpose: &Purpose) -> Result<Connection,
         begin_history(&change, &file.to_string())?;
     }
     change.commit()?;
-    Ok(db)
+    Ok((db, format))
 }
 
 /// Returns the format of a file; 0 if the file is empty.

@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rusqlite::ErrorCode;
+
 use crate::store::lines::BoxError;
 
 /// Maximum wait for a database that another program has locked while this one starts.
@@ -12,6 +14,16 @@ pub(super) const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Advice about a damaged file. Its log may hold orders that no backup has.
 pub(super) const DAMAGED: &str = "the file is damaged: stop the programs, keep a copy of it and its -wal, and restore the newest \
      backup that `check` finds sound; then look after the disk";
+
+/// Adds what to do to an error that tells of damage.
+pub(super) fn with_advice(error: rusqlite::Error) -> BoxError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            format!("{error}; {DAMAGED}").into()
+        }
+        _ => Box::new(error),
+    }
+}
 
 /// Reasons why the file of a database cannot be used. Each completes a sentence that begins with its path.
 #[derive(Debug, thiserror::Error)]
@@ -91,4 +103,28 @@ pub(in crate::store) enum FileError {
     /// Any other error of SQLite.
     #[error("cannot be used")]
     Other(#[source] BoxError),
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::{Error, ffi};
+
+    use super::*;
+
+    #[test]
+    fn an_error_that_tells_of_damage_says_what_to_do() {
+        for (code, is_damage) in [
+            (ffi::SQLITE_CORRUPT, true),
+            (ffi::SQLITE_NOTADB, true),
+            (ffi::SQLITE_BUSY, false),
+        ] {
+            let error = Error::SqliteFailure(ffi::Error::new(code), None);
+            let text = with_advice(error).to_string();
+            assert_eq!(
+                text.contains("restore the newest backup"),
+                is_damage,
+                "{text}"
+            );
+        }
+    }
 }

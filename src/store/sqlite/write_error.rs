@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 
+use super::open_error::with_advice;
 use crate::store::StoreError;
 
 /// The failure of a write.
@@ -67,6 +68,9 @@ pub(super) fn own_fault(error: rusqlite::Error) -> Result<rusqlite::Error, Failu
     );
     match is_own {
         true => Ok(error),
-        false => Err(error.into()),
+        false => Err(Failure {
+            cause: with_advice(error).into(),
+            is_certain: true,
+        }),
     }
 }
