@@ -50,13 +50,13 @@ pub(in crate::store) struct CopySide {
 impl CopySide {
     /// Opens a file that is there, whether or not its orders have moved. It is only read.
     pub fn open_to_read(path: &Path) -> Result<Self, OpenError> {
-        let (db, path, _) = open::for_copying(path)?;
+        let (db, path, _) = open::for_copying(path, true)?;
         Ok(Self::new(db, path, None))
     }
 
     /// Opens a file that is there, whether or not its orders have moved. A backup is only read.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let (db, path, is_backup) = open::for_copying(path)?;
+        let (db, path, is_backup) = open::for_copying(path, false)?;
         match is_backup {
             true => Ok(Self::new(db, path, None)),
             false => {

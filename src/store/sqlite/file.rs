@@ -7,13 +7,14 @@
 use std::fmt;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::ErrorCode;
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statvfs, statx};
 use rustix::io::Errno;
+use rustix::process::geteuid;
 
 use super::open_error::FileError;
 use crate::store::lines::BoxError;
@@ -274,13 +275,40 @@ fn share(lock: &File, database: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Converts an error of SQLite into one that says what an operator can do.
-pub(super) fn file_error(path: &Path, error: impl Into<BoxError>) -> OpenError {
-    let reason = match error.into().downcast::<OpenReason>() {
-        Ok(reason) => *reason,
-        Err(error) => reason_of(path, error).into(),
+/// Returns whether the files that SQLite creates beside a database to read it would lock its owner out. They
+/// get the permissions of the database, but belong to this user.
+pub(super) fn locks_owner_out(database: &Path) -> io::Result<bool> {
+    let file = File::open(database)?;
+    let (found, user) = (file.metadata()?, geteuid());
+    // SQLite gives what root creates to the owner of the database.
+    if user.is_root() || user.as_raw() == found.uid() || found.mode() & GROUP_WRITES != 0 {
+        return Ok(false);
+    }
+    // In the header of SQLite's file format, 2 stands for a write-ahead log; a backup has none.
+    let mut version_to_read = [0];
+    file.read_exact_at(&mut version_to_read, 19)?;
+    Ok(version_to_read == [2] && !with_suffix(database, "-wal").exists())
+}
+
+/// Like [`file_error`], about a file that is only read.
+pub(super) fn read_error(path: &Path, error: impl Into<BoxError>) -> OpenError {
+    let reason = match open_reason(path, error.into()) {
+        OpenReason::File(FileError::ReadOnly) => FileError::Unreadable.into(),
+        reason => reason,
     };
     OpenError::new(path.display(), reason)
+}
+
+/// Converts an error of SQLite into one that says what an operator can do.
+pub(super) fn file_error(path: &Path, error: impl Into<BoxError>) -> OpenError {
+    OpenError::new(path.display(), open_reason(path, error.into()))
+}
+
+fn open_reason(path: &Path, error: BoxError) -> OpenReason {
+    match error.downcast::<OpenReason>() {
+        Ok(reason) => *reason,
+        Err(error) => reason_of(path, error).into(),
+    }
 }
 
 fn reason_of(path: &Path, error: BoxError) -> FileError {

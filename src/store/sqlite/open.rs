@@ -401,16 +401,20 @@ pub(super) fn must_still_be_usable(
 }
 
 /// Like [`for_reading`], but whether or not the orders have moved; also returns whether the file is a
-/// backup, which has to have the present format.
-pub(super) fn for_copying(path: &Path) -> Result<(Connection, PathBuf, bool), OpenError> {
+/// backup. A file that `is_only_read`, as a backup is, has to have the present format.
+pub(super) fn for_copying(
+    path: &Path,
+    is_only_read: bool,
+) -> Result<(Connection, PathBuf, bool), OpenError> {
     const IS_BACKUP: &str = "SELECT coalesce( \
         (SELECT file = '' FROM histories ORDER BY number DESC LIMIT 1), 0)";
     let (db, path, format) = open_for_reading(path)?;
     let is_backup = db.query_row(IS_BACKUP, [], |row| row.get(0));
-    match is_backup.map_err(|error| file_error(&path, error))? {
-        true if format < FORMAT => Err(OpenError::new(path.display(), FileError::OldBackup)),
-        is_backup => Ok((db, path, is_backup)),
+    let is_backup = is_backup.map_err(|error| file_error(&path, error))?;
+    if format < FORMAT && (is_backup || is_only_read) {
+        return Err(OpenError::new(path.display(), FileError::OldFormat));
     }
+    Ok((db, path, is_backup))
 }
 
 fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError> {
@@ -420,6 +424,9 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
     }
     refuse_other_files(&path)?;
     let opened = || -> Result<_, BoxError> {
+        if file::locks_owner_out(&path).unwrap_or(false) {
+            return Err(OpenReason::from(FileError::Unreadable).into());
+        }
         let db = Connection::open_with_flags(&path, READ_ONLY)?;
         let format = format(&db)?;
         if format == 0 {
@@ -429,7 +436,7 @@ fn open_for_reading(path: &Path) -> Result<(Connection, PathBuf, i64), OpenError
         db.pragma_update(None, "cache_size", -READ_ONLY_CACHE_KIB)?;
         Ok((db, format))
     };
-    let (db, format) = opened().map_err(|error| file_error(&path, error))?;
+    let (db, format) = opened().map_err(|error| file::read_error(&path, error))?;
     Ok((db, path, format))
 }
 

@@ -66,8 +66,17 @@ pub(in crate::store) enum FileError {
         "was written by a newer version of this program; use that one, or a backup from before"
     )]
     Newer,
-    #[error("cannot be written; check the permissions of the file and of its folder")]
+    #[error(
+        "cannot be written; check that the file, its -wal and -shm, and its folder belong to the user of the \
+         programs"
+    )]
     ReadOnly,
+    /// SQLite reads a database through its log, even if that is empty.
+    #[error(
+        "cannot be read: while no program has it open, that takes permission to create its -wal and -shm for \
+         its owner; run the command as its owner, or on a copy in another folder"
+    )]
+    Unreadable,
     #[error(
         "has several names, which are hard links; remove the others, because programs that use them would not \
          see each other's orders"
@@ -95,11 +104,9 @@ pub(in crate::store) enum FileError {
         found: String,
         wanted: &'static str,
     },
-    /// A backup is not migrated.
-    #[error(
-        "is a backup of an earlier format; start the service on a copy of it once, and copy that"
-    )]
-    OldBackup,
+    /// What is only read is not migrated.
+    #[error("is of an earlier format; start the service on a copy of it once, and use that")]
+    OldFormat,
     /// Any other error of SQLite.
     #[error("cannot be used")]
     Other(#[source] BoxError),

@@ -4,7 +4,7 @@ use std::fs;
 
 use rusqlite::Connection;
 
-use super::{Engine, PAIRS, copied, copy, filled};
+use super::{Engine, PAIRS, copied, copy, filled, new_url};
 use crate::store::{execute, rows};
 
 /// Damages of a copy: a statement for SQLite, and a part of what is reported.
@@ -125,5 +125,21 @@ async fn a_damaged_database_is_not_moved() {
         // Once the source is repaired, the copy resumes.
         execute(&from, &damage.replace('+', "-"));
         copied(&env, &from, &to);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_of_an_earlier_format_is_not_compared_and_what_it_would_replace_is_reported() {
+    let (env, [occupied, _]) = filled([Engine::Sqlite; 2]).await;
+    let earlier = new_url(&env, Engine::Sqlite);
+    execute(&earlier, include_str!("../../../sql/006_schema.sql"));
+    execute(&earlier, "PRAGMA user_version = 6");
+    for urls in [[&earlier, &occupied], [&occupied, &earlier]] {
+        let ran = copy(&env, &["--verify-only", urls[0], urls[1]]).assert_code(3);
+        assert!(ran.stderr.contains("is of an earlier format; "), "{ran:?}");
+        assert_eq!(ran.stdout, "", "{ran:?}");
+        let ran = copy(&env, &[urls[0], urls[1]]).assert_code(3);
+        let expected = format!("{}: holds an order database already", urls[1]);
+        assert!(ran.stderr.contains(&expected), "{ran:?}");
     }
 }

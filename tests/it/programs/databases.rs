@@ -1,6 +1,8 @@
 //! Unusable databases, and new ones.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rusqlite::Connection;
@@ -231,6 +233,52 @@ fn a_file_where_the_folder_should_be_is_reported_as_a_wrong_folder() {
         "a lock file is not named: {ran:?}"
     );
     assert!(ran.stderr.contains("the folder"), "{ran:?}");
+}
+
+#[test]
+fn who_may_only_read_a_stopped_database_is_refused_and_does_not_lock_its_owner_out() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let env = TestEnvironment::new();
+    drop(env.store());
+    let folder = env.database().parent().unwrap().to_owned();
+    let allow =
+        |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    allow(&env.database(), 0o644);
+    // The build's folder may be root's alone.
+    let program = env.path("program");
+    let built = env!("CARGO_BIN_EXE_order-service");
+    if fs::hard_link(built, &program).is_err() {
+        fs::copy(built, &program).unwrap();
+    }
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let url = env.database_url();
+    let run = |command: &[&str]| {
+        let mut ran = Command::new("setpriv");
+        ran.args(nobody).arg(&program).args(command);
+        ran.args(["--database-url", &url]);
+        ran.output().unwrap()
+    };
+    for mode in [0o755, 0o777] {
+        allow(&folder, mode);
+        for command in [
+            &["check"][..],
+            &["explain", "a1"],
+            &["backup", "/tmp/none.db"],
+        ] {
+            let ran = run(command);
+            let stderr = String::from_utf8_lossy(&ran.stderr);
+            assert_eq!(ran.status.code(), Some(3), "{mode:o} {command:?}: {stderr}");
+            assert!(stderr.contains("run the command as its owner"), "{stderr}");
+        }
+        assert!(!folder.join("orders.db-wal").exists(), "{mode:o}");
+    }
+    // A program that has it open has made the other files.
+    let store = env.store();
+    let ran = run(&["check"]);
+    assert_eq!(ran.status.code(), Some(0), "{ran:?}");
+    drop(store);
 }
 
 #[test]
