@@ -187,7 +187,7 @@ pub enum TransferError {
 }
 
 /// Moves all orders into a new database, or goes on with a copy that was interrupted. `progress` is
-/// called with the number of orders that were looked at.
+/// called with the number of orders that were copied.
 pub fn move_database(
     from: &DatabaseUrl,
     to: &DatabaseUrl,

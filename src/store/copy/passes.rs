@@ -32,8 +32,9 @@ pub(super) struct Copy<'a> {
     incomplete: Option<&'a Relocation>,
     /// The orders that were open when they were copied last, and may have changed since.
     pub open: Vec<i64>,
-    /// The newest order that was copied.
+    /// The newest order that was copied, and the number of orders.
     newest: i64,
+    count: u64,
     /// Totals of pruned orders at the last pass; while they are the same, no order has vanished.
     pruned: Option<Vec<u8>>,
     progress: &'a mut dyn FnMut(u64),
@@ -52,6 +53,7 @@ impl<'a> Copy<'a> {
             incomplete,
             open: Vec::new(),
             newest: 0,
+            count: 0,
             pruned: None,
             progress,
         }
@@ -107,12 +109,13 @@ impl<'a> Copy<'a> {
     fn copy_ranges(&mut self, ranges: Vec<Range>) -> Result<Vec<i64>, TransferError> {
         let (parts, received) = mpsc::sync_channel(READ_AHEAD);
         let mut open = BTreeSet::new();
-        let mut count = 0;
         // The source is lent to the thread that reads ahead.
         let Self {
             from,
             to,
             incomplete,
+            newest,
+            count,
             progress,
             ..
         } = self;
@@ -138,13 +141,14 @@ impl<'a> Copy<'a> {
                     sound(to, |check| check.orders(to, range.0, range.1))
                 })?;
                 for row in rows_of(&orders) {
-                    count += 1;
+                    // The others were copied before.
+                    *count += u64::from(key(row) > *newest);
                     let status = fields_of(row).nth(2).flatten();
                     if status.is_some_and(|status| status == "CREATED" || status == "PROCESSING") {
                         open.insert(key(row));
                     }
                 }
-                progress(count);
+                progress(*count);
             }
             Ok(open.into_iter().collect())
         })

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use order_service::order::{OrderId, Timestamp};
-use order_service::store::Cursor;
+use order_service::store::{self, Cursor};
 
 use super::{Engine, PAIRS, contents, copied, copy, filled, new_url, open};
 use crate::environment::{Client, TestEnvironment, assert_agree, fill};
@@ -92,6 +92,18 @@ async fn killed_copies_of_twenty_thousand_orders_end_equal() {
     let kills = std::env::var("ORDER_TEST_KILLS").ok();
     let kills = kills.map_or(5, |kills| kills.parse().unwrap());
     check_kills([Engine::Sqlite, Engine::Postgres], kills, 20_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_progress_of_a_copy_counts_each_order_once() {
+    let (_env, [from, to]) = filled([Engine::Sqlite; 2]).await;
+    let [from, to] = [&from, &to].map(|url| url.parse().unwrap());
+    let mut counts = Vec::new();
+    let moved = store::move_database(&from, &to, |count| counts.push(count)).unwrap();
+    assert_eq!((moved.rows[0], moved.open), (35, 20));
+    // The last pass copies the open ones again.
+    assert!(counts.len() > 1, "{counts:?}");
+    assert!(counts.iter().all(|count| *count == 35), "{counts:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
