@@ -36,7 +36,7 @@ async fn an_answer_to_a_look_up_that_is_incomplete_or_about_another_order_is_unu
         Reply::Bytes(format!(
             "HTTP/1.1 200 OK\r\nContent-Length: 900000\r\n\r\n{{}}{long}"
         )),
-        Reply::Answer(200, GZIP, "{}".into()),
+        Reply::Answer(200, GZIP, process("a1", "SUCCEEDED")),
         Reply::Silence,
         Reply::HangUp,
     ];
