@@ -110,6 +110,8 @@ pub struct CircuitBreaker {
     failures_in_a_row: u32,
     /// Set if the last poll was answered, or failed in a way that shows that the upstream is there.
     are_polls_answered: bool,
+    /// Set if a list was answered after a poll had failed; until a look-up is, or a list fails.
+    do_look_ups_alone_fail: bool,
     /// Set if the upstream was down because of starts, and none was answered since.
     are_starts_failing: bool,
     first_failure_at: Option<Timestamp>,
@@ -159,6 +161,7 @@ impl CircuitBreaker {
             state: state.clamp_times(now),
             failures_in_a_row: 0,
             are_polls_answered: true,
+            do_look_ups_alone_fail: false,
             are_starts_failing: false,
             first_failure_at: None,
             counted_at: None,
@@ -209,6 +212,11 @@ impl CircuitBreaker {
 
     /// Records a usable answer. Returns whether the upstream was not known to answer before.
     pub fn on_answered(&mut self, call: Call, now: Timestamp) -> bool {
+        match call.kind {
+            RequestKind::Start => {}
+            RequestKind::LookUp => self.do_look_ups_alone_fail = false,
+            RequestKind::List => self.do_look_ups_alone_fail |= !self.are_polls_answered,
+        }
         self.are_polls_answered = true;
         self.are_starts_failing &= !call.is_start();
         self.throttled_retries
@@ -297,19 +305,25 @@ impl CircuitBreaker {
         let has_failed = std::mem::replace(&mut self.results.has_failure, true);
         let is_first_of_run = self.last_failure.is_none();
         self.last_failure = Some(failure.detail.clone());
-        if !is_start {
+        self.do_look_ups_alone_fail &= call.kind != RequestKind::List;
+        let does_look_up_alone_fail =
+            call.kind == RequestKind::LookUp && self.do_look_ups_alone_fail;
+        if !is_start && !does_look_up_alone_fail {
             self.are_polls_answered =
                 matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
         }
-        // An upstream that answers polls is there whatever it answers to starts, and so is one that limits
-        // the rate. The answer of a cache does not show that it is not. Starts without an answer or access
+        // An upstream that answers polls is there whatever it answers to starts; so is one that answers lists
+        // whatever it answers to look-ups, and one that limits the rate. The answer of a cache does not show that it is not. Starts without an answer or access
         // make it down until a poll shows that they alone fail.
-        let do_starts_alone_fail = is_start && self.are_polls_answered;
+        let does_start_alone_fail = is_start && self.are_polls_answered;
         let is_reachable = match failure.cause {
             Cause::NoConnection => false,
-            Cause::AccessDenied | Cause::Timeout => do_starts_alone_fail && self.are_starts_failing,
             Cause::TooManyRequests | Cause::Stale => true,
-            Cause::ServiceUnavailable | Cause::Unusable => do_starts_alone_fail,
+            _ if does_look_up_alone_fail => true,
+            Cause::AccessDenied | Cause::Timeout => {
+                does_start_alone_fail && self.are_starts_failing
+            }
+            Cause::ServiceUnavailable | Cause::Unusable => does_start_alone_fail,
         };
         if is_reachable {
             match &mut self.state {

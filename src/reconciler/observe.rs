@@ -36,9 +36,10 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         };
         let is_schedule_frequent = self.is_schedule_frequent(began_at);
         let pace = &mut self.pace;
+        let is_down = pace.breaker().is_down();
         let needs_list = |index: &usize| {
             let order = orders.order(*index);
-            order.is_due(began_at) && order.do_look_ups_fail()
+            is_down || order.is_due(began_at) && order.do_look_ups_fail()
         };
         let indexes = match pace.plan(orders.targets(), is_schedule_frequent, began_at) {
             PollPlan::LookUps(indexes) if !indexes.iter().any(needs_list) => indexes,

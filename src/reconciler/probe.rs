@@ -14,7 +14,7 @@ use crate::upstream::{Cause, Upstream};
 /// that comes early is not lost.
 const PROBE_INTERVAL: Duration = Duration::from_millis(900);
 
-/// One in this many probes is a list, if the next poll is one: perhaps look-ups alone fail.
+/// One in this many probes is a list, if a poll is due: perhaps look-ups alone fail.
 const LIST_EVERY: u32 = 8;
 
 /// The state of probing.

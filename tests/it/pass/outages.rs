@@ -1,5 +1,6 @@
 //! Passes while the upstream is down, or answers only some requests.
 
+use super::clock::take_log;
 use super::*;
 use crate::environment::ready;
 use order_service::pace::UpstreamState;
@@ -264,4 +265,40 @@ fn a_start_left_in_doubt_counts_if_a_single_process_was_forgotten_since() {
         assert_eq!((order.status, order.starts), (Status::Processing, starts));
         assert_eq!(harness.incarnations().restarts(), 0);
     }
+}
+
+#[test]
+fn an_upstream_that_answers_no_look_up_but_lists_is_reported_as_down_once() {
+    for (is_listed, others) in [(true, 10_000), (false, 10_000), (false, 0)] {
+        let context = format!("{is_listed}, {others}");
+        let mut harness = Harness::new(100_000);
+        harness.settings.max_in_flight = 8;
+        harness.settings.lost_process = LostProcess::Restart;
+        harness.create_many(95);
+        let mut reconciler = harness.reconciler();
+        pass(&mut reconciler);
+        if !is_listed {
+            harness.upstream.model.borrow_mut().forget_everything();
+        }
+        // Look-ups of all orders cost less than a long list.
+        for n in 0..others {
+            harness.upstream.begin(&format!("other{n}"));
+        }
+        harness.upstream.look_up_fault.set(Fault::Lost);
+        harness.upstream.list_fault.set(Some(Fault::Answered));
+        take_log();
+        passes(&harness, &mut reconciler, 600);
+        let mut lines = take_log();
+        lines.retain(|line| line.starts_with("the upstream is "));
+        assert!(lines.len() <= 2, "{context}: {lines:?}");
+        assert!(!is_down(&harness), "{context}");
+        // One that answers nothing is down all the same.
+        harness.upstream.list_fault.set(Some(Fault::Lost));
+        passes(&harness, &mut reconciler, 300);
+        assert!(is_down(&harness), "{context}");
+    }
+}
+
+fn is_down(harness: &Harness) -> bool {
+    matches!(harness.heartbeat().upstream, UpstreamState::Down { .. })
 }
