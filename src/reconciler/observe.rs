@@ -1,8 +1,7 @@
 //! The first half of a pass: polls the processes of open orders, decides, and records.
 //!
-//! Orders are looked up in `look_ups.rs`, or many polled by a list in `list.rs`. The answers are stored in
-//! `observations.rs`, and `decide` chooses what follows from them. The second half, the starts, is in
-//! `start.rs`.
+//! Orders are looked up in `look_ups.rs`, or many polled by a list in `list.rs`. `observations.rs` has the answers,
+//! and `decide` chooses what follows from them. The second half, the starts, is in `start.rs`.
 
 use anyhow::Context as _;
 
@@ -71,14 +70,15 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             observed: observations.orders.len(),
             ..Report::default()
         };
-        let is_complete = observations.is_complete && observations.is_each_tried;
-        if is_complete && self.requests.look_ups.is_empty() {
-            let last = &mut self.heartbeat.state.last_observed_at;
-            *last = last.filter(|at| *at <= now).max(Some(began_at));
-        }
         let occasion = self.note_forgotten(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
+        let is_complete = observations.is_complete && observations.is_each_tried;
+        // A list includes the orders whose look-up is in flight.
+        if is_complete && (observations.entries.is_some() || self.requests.look_ups.is_empty()) {
+            let last = &mut self.heartbeat.state.last_observed_at;
+            *last = last.filter(|at| *at <= now).max(Some(began_at));
+        }
         self.has_polled_all = observations.is_each_tried;
         report.is_absence_early = observations.is_any_absence_early(&self.context.policy());
         let decided = self.decide_all(&observations, occasion, began_at).await;

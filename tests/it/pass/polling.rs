@@ -225,6 +225,16 @@ fn a_look_up_without_an_answer_is_no_full_observation() {
 }
 
 #[test]
+fn an_absence_in_a_list_whose_look_up_has_no_answer_is_no_full_observation() {
+    let harness = forgotten(50, LostProcess::Hold);
+    let before = harness.heartbeat().last_observed_at;
+    harness.upstream.list_fault.set(Some(Fault::Answered));
+    harness.upstream.look_up_fault.set(Fault::Lost);
+    assert_eq!(pass(&mut harness.old_reconciler()).missed, 50);
+    assert_eq!(harness.heartbeat().last_observed_at, before);
+}
+
+#[test]
 fn the_duration_of_processes_is_learned() {
     let harness = Harness::new(4);
     harness.create_many(100);
@@ -339,8 +349,10 @@ fn a_list_settles_an_order_whose_look_up_has_no_answer() {
     pass(&mut reconciler);
     harness.forward(20_000);
     harness.upstream.list_fault.set(None);
+    let listed_at = harness.clock.now();
     pass(&mut reconciler);
     assert!(harness.has_settled_all());
+    assert_eq!(harness.heartbeat().last_observed_at, Some(listed_at));
     // The upstream forgets, and answers.
     harness.upstream.model.replace(Model::new(20));
     harness.upstream.unanswered.take();
