@@ -1,7 +1,7 @@
 //! Weighted round robin of the starts: three classes of orders share the start rate, so that no class
 //! holds up the others.
 
-/// A class of orders that are due to be started. Each has a queue, oldest first.
+/// A class of orders that are due to be started. Each has a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StartClass {
     /// Orders whose process was forgotten.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use anyhow::Context as _;
 
+use crate::decide::Phase;
 use crate::order::Timestamp;
 use crate::pace::{PollTarget, RoundRobin, StartClass};
 use crate::store::{StartCandidate, Store, StoreError};
@@ -13,16 +14,17 @@ use crate::store::{StartCandidate, Store, StoreError};
 /// Number of orders read at once. At a thousand starts a second they last one second.
 const READ_AHEAD: usize = 1_000;
 
-/// The orders that are due, by class; each queue is oldest first.
+/// The orders that are due, by class.
 #[derive(Default)]
 pub(super) struct StartQueue {
-    /// Orders whose process was forgotten.
+    /// Orders whose process was forgotten, by [`due_since`].
     forgotten: VecDeque<StartCandidate>,
-    /// Orders without a failed attempt. A start that was not sent does not count as one.
+    /// Orders without a failed attempt, oldest first. A start that was not sent does not count as one.
     new: ReadAhead,
-    /// Orders whose start was given up, and had no effect.
+    /// Orders whose start was given up, and had no effect, by [`due_since`].
     given_up: VecDeque<StartCandidate>,
-    /// Orders whose earlier start was refused or throttled.
+    /// Orders whose earlier start was refused or throttled. A pass continues where the last one stopped, and then
+    /// begins again with the oldest: those that always fail hold up no younger ones.
     refused: ReadAhead,
     round_robin: RoundRobin,
 }
@@ -31,8 +33,9 @@ pub(super) struct StartQueue {
 #[derive(Default)]
 struct ReadAhead {
     orders: VecDeque<StartCandidate>,
-    after: i64,
-    is_all_read: bool,
+    /// The sequence numbers to read in this pass: after the first of each pair, up to the second. The last pair
+    /// is the next.
+    ranges: Vec<(i64, i64)>,
 }
 
 impl StartQueue {
@@ -45,11 +48,15 @@ impl StartQueue {
         };
     }
 
-    /// Begins a pass: new orders are read afresh, unless there is no work.
+    /// Begins a pass: new and refused orders are read afresh, unless there is no work.
     pub fn begin_pass(&mut self, has_work: bool) {
-        for queue in [&mut self.new, &mut self.refused] {
+        let next = self.refused.orders.front();
+        let after = next.map_or(0, |next| next.order.seq - 1);
+        for (queue, after) in [(&mut self.new, 0), (&mut self.refused, after)] {
+            let mut ranges = vec![(0, after), (after, i64::MAX)];
+            ranges.retain(|(after, until)| has_work && after < until);
             *queue = ReadAhead {
-                is_all_read: !has_work,
+                ranges,
                 ..ReadAhead::default()
             };
         }
@@ -71,7 +78,7 @@ impl StartQueue {
         ] {
             queue.retain(is_kept);
             queue.extend(added);
-            queue.make_contiguous().sort_by_key(|next| next.order.seq);
+            queue.make_contiguous().sort_by_key(due_since);
         }
     }
 
@@ -105,7 +112,7 @@ impl StartQueue {
             StartClass::Retry => {
                 let queues = [&mut self.given_up, &mut self.refused.orders];
                 let waiting = queues.into_iter().filter(|queue| !queue.is_empty());
-                waiting.min_by_key(|queue| queue.front().map(|next| next.order.seq))?
+                waiting.min_by_key(|queue| queue.front().map(due_since))?
             }
         };
         queue.pop_front()
@@ -128,16 +135,33 @@ impl StartQueue {
     }
 }
 
+/// Returns the moment since which an order is due again, and its sequence number. One that always fails is
+/// behind those that were due before its last attempt.
+fn due_since(next: &StartCandidate) -> (Option<Timestamp>, i64) {
+    let missed_at = match next.order.phase {
+        Phase::Processing { missed_at, .. } => missed_at,
+        Phase::Created => None,
+    };
+    (next.order.next_attempt_at.or(missed_at), next.order.seq)
+}
+
 impl ReadAhead {
     /// Reads more orders if there is none.
-    async fn fill<F>(&mut self, read: impl FnOnce(i64) -> F) -> Result<(), StoreError>
+    async fn fill<F>(&mut self, read: impl Fn(i64) -> F) -> Result<(), StoreError>
     where
         F: Future<Output = Result<Vec<StartCandidate>, StoreError>>,
     {
-        if self.orders.is_empty() && !self.is_all_read {
-            self.orders = read(self.after).await?.into();
-            self.is_all_read = self.orders.len() < READ_AHEAD;
-            self.after = self.orders.back().map_or(self.after, |last| last.order.seq);
+        while self.orders.is_empty()
+            && let Some((after, until)) = self.ranges.last_mut()
+        {
+            let orders = read(*after).await?;
+            let last = orders.get(READ_AHEAD - 1).map(|last| last.order.seq);
+            let in_range = |next: &StartCandidate| next.order.seq <= *until;
+            self.orders = orders.into_iter().filter(in_range).collect();
+            match last.filter(|seq| seq < until) {
+                Some(last) => *after = last,
+                None => _ = self.ranges.pop(),
+            }
         }
         Ok(())
     }

@@ -384,12 +384,12 @@ impl Run {
         self.env.passes.set(self.totals.passes);
         RecentFaults::begin_pass();
         // The program's clock ignores the smallest steps.
-        self.clock.resync();
+        let is_clock_set = self.clock.resync();
         let waiting = {
             let oracle = self.env.oracle.borrow();
             [false, true].map(|has_failed| oracle.due(self.clock.now(), has_failed))
         };
-        self.stages.borrow_mut().begin(waiting);
+        self.stages.borrow_mut().begin(waiting, is_clock_set);
         let stop = Stop::default();
         let requests = self.env.requests.get();
         // The reconciler's clock follows drift at other moments than this one.

@@ -73,6 +73,9 @@ pub struct Stages {
     waiting: [BTreeSet<i64>; 2],
     /// Starts of other queues since the last one of each of these.
     passed_over: [u32; 2],
+    /// For each order that was refused or throttled before and is still queued, the other such orders that were
+    /// started meanwhile. None is twice: an order that always fails does not hold up the others.
+    overtaken_by: BTreeMap<i64, BTreeSet<i64>>,
 }
 
 /// Maximum number of starts of other queues between two of each of these: of five starts, two are of
@@ -80,9 +83,14 @@ pub struct Stages {
 const PASSED_OVER_MAX: [u32; 2] = [2, 4];
 
 impl Stages {
-    /// Begins a pass.
-    pub fn begin(&mut self, waiting: [BTreeSet<i64>; 2]) {
+    /// Begins a pass. If the clock was set, the queues begin anew.
+    pub fn begin(&mut self, waiting: [BTreeSet<i64>; 2], is_clock_set: bool) {
         self.waiting = waiting;
+        self.overtaken_by
+            .retain(|seq, _| !is_clock_set && self.waiting[1].contains(seq));
+        for seq in &self.waiting[1] {
+            self.overtaken_by.entry(*seq).or_default();
+        }
         for (waiting, passed_over) in self.waiting.iter().zip(&mut self.passed_over) {
             if waiting.is_empty() {
                 *passed_over = 0;
@@ -113,6 +121,13 @@ impl Stages {
         let is_first = order.attempts == 0 && order.next_attempt_at.is_none();
         let is_new = order.phase == Phase::Created && is_first && order.intent.is_none();
         let is_retry = order.phase == Phase::Created && !is_new;
+        self.overtaken_by.remove(&order.seq);
+        if is_retry && order.intent.is_none() {
+            for (waiting, overtaken_by) in &mut self.overtaken_by {
+                let is_first = overtaken_by.insert(order.seq);
+                assert!(is_first, "{order:?} is started twice before {waiting}");
+            }
+        }
         for (kind, is_own) in [is_new, is_retry].into_iter().enumerate() {
             let (waiting, passed_over) = (&mut self.waiting[kind], &mut self.passed_over[kind]);
             if is_own {

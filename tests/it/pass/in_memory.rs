@@ -49,8 +49,8 @@ pub(super) struct InMemory {
     pub(super) look_up_fault: Rc<Cell<Fault>>,
     /// Fault of lists; that of look-ups if `None`.
     pub(super) list_fault: Rc<Cell<Option<Fault>>>,
-    /// Prefix of the ids of orders whose starts are always refused.
-    pub(super) refused: Rc<Cell<Option<&'static str>>>,
+    /// Orders whose starts always fail: the prefix of their ids, and the fault.
+    pub(super) failing: Rc<Cell<Option<(&'static str, Fault)>>>,
     /// Prefix of the ids of orders whose requests are answered with this status and `Retry-After: 20`.
     pub(super) throttled: Rc<Cell<Option<Throttled>>>,
     /// Time that a look-up takes, in milliseconds.
@@ -77,7 +77,7 @@ impl InMemory {
             start_fault: Rc::new(Cell::new(Fault::Answered)),
             look_up_fault: Rc::new(Cell::new(Fault::Answered)),
             list_fault: Rc::default(),
-            refused: Rc::default(),
+            failing: Rc::default(),
             throttled: Rc::default(),
             look_up_ms: Rc::default(),
             lost: Rc::default(),
@@ -205,11 +205,10 @@ impl Upstream for InMemory {
             answer_status,
             failure: failure("no answer", false),
         };
-        let is_refused = |prefix| id.as_str().starts_with(prefix);
-        let fault = match self.refused.get().is_some_and(is_refused) {
-            true => Fault::Status(400),
-            false => self.start_fault.get(),
-        };
+        let failing = self.failing.get();
+        let fault = failing
+            .filter(|(prefix, _)| id.as_str().starts_with(prefix))
+            .map_or(self.start_fault.get(), |(_, fault)| fault);
         match fault {
             Fault::Refused => {
                 return Err(StartError::Unavailable(failure("connection refused", true)));

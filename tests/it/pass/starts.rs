@@ -7,7 +7,7 @@ use super::polling::lasting;
 use super::*;
 
 #[test]
-fn retries_go_oldest_first_whatever_the_earlier_failure() {
+fn retries_take_turns_whatever_the_earlier_failure() {
     let harness = Harness::new(100);
     let mut reconciler = harness.reconciler();
     for (id, fault) in [
@@ -26,14 +26,53 @@ fn retries_go_oldest_first_whatever_the_earlier_failure() {
     assert_eq!(pass(&mut reconciler).started, 4);
     let mut requests = harness.upstream.take_requests();
     requests.retain(|request| request.starts_with("start"));
-    // The new order is in a queue of its own.
-    assert_eq!(requests, ["start a1", "start a4", "start a2", "start a3"]);
+    // By the ends of their backoffs. The new order is in a queue of its own.
+    assert_eq!(requests, ["start a2", "start a4", "start a1", "start a3"]);
+}
+
+#[test]
+fn an_order_that_failed_once_is_started_although_many_older_ones_always_fail() {
+    for (fault, orders) in [(Fault::Status(400), 500), (Fault::Lost, 150)] {
+        let mut harness = Harness::new(100_000);
+        harness.settings.start_rate = Some(5.0);
+        harness.settings.max_starts = 1_000;
+        harness.upstream.failing.set(Some(("bad", fault)));
+        for n in 0..orders {
+            harness.create(&format!("bad{n}"));
+        }
+        let mut reconciler = harness.reconciler();
+        passes(&harness, &mut reconciler, 100);
+        harness.create("once");
+        harness.upstream.failing.set(Some(("", fault)));
+        while harness.order("once").attention.is_none() {
+            passes(&harness, &mut reconciler, 1);
+        }
+        harness.upstream.failing.set(Some(("bad", fault)));
+        for n in 0..1_000 {
+            if harness.order("once").status != Status::Created {
+                break;
+            }
+            for m in 0..4 {
+                harness.create(&format!("new{n}-{m}"));
+            }
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        assert_eq!(
+            harness.order("once").status,
+            Status::Processing,
+            "{fault:?}"
+        );
+    }
 }
 
 #[test]
 fn a_new_order_behind_three_thousand_refused_ones_is_started_within_ten_seconds() {
     let mut harness = Harness::new(600);
-    harness.upstream.refused.set(Some("bad"));
+    harness
+        .upstream
+        .failing
+        .set(Some(("bad", Fault::Status(400))));
     for n in 0..3_000 {
         harness.create(&format!("bad{n}"));
     }
