@@ -56,7 +56,7 @@ pub async fn run<U: Upstream, C: Clock>(
         let next_at = match reconciler.has_starts_in_flight() {
             // The pass has failed, and answers are to be recorded.
             true => Some(reconciler.context.clock.now().after(RETRY_INTERVAL)),
-            false => reconciler.next_order_poll_at(),
+            false => reconciler.next_wake_at(),
         };
         let waited = async {
             tokio::select! {

@@ -7,7 +7,7 @@ use super::in_flight::ANSWER_WAIT;
 use super::observations::Observations;
 use crate::clock::Clock;
 use crate::order::Timestamp;
-use crate::upstream::Upstream;
+use crate::upstream::{RequestKind, Upstream};
 
 /// Interval of the schedule up to which orders are also polled between its occurrences. A slower
 /// schedule is followed exactly.
@@ -48,10 +48,38 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     }
 
     /// Returns when an order may be polled before the schedule's next occurrence, if one is to be.
-    pub fn next_order_poll_at(&self) -> Option<Timestamp> {
+    fn next_order_poll_at(&self) -> Option<Timestamp> {
         let polled_at = self.polled_at.filter(|at| self.is_schedule_frequent(*at))?;
         self.pace
             .order_due_at(self.context.clock.now().max(polled_at))
+    }
+
+    /// Returns when a pass is due that neither the schedule nor a new order causes.
+    pub fn next_wake_at(&self) -> Option<Timestamp> {
+        let moments = [self.next_order_poll_at(), self.queue_resumes_at()];
+        moments.into_iter().flatten().min()
+    }
+
+    /// Returns the end of the pause for which the queued orders wait, if there is one.
+    pub(super) fn queue_resumes_at(&self) -> Option<Timestamp> {
+        let paused_until = |kind| {
+            let now = self.context.clock.now();
+            self.pace.breaker().kind_paused_until(kind, now)
+        };
+        let are_look_ups_next = !self.queue.has_next(false);
+        let look_ups = paused_until(RequestKind::LookUp).filter(|_| are_look_ups_next);
+        let resumes_at = paused_until(RequestKind::Start).max(look_ups);
+        resumes_at.filter(|_| self.queue.has_next(true))
+    }
+
+    /// Returns whether the upstream has asked for a pause of look-ups, or throttles them.
+    pub(super) fn are_look_ups_paused(&self) -> bool {
+        let now = self.context.clock.now();
+        let paused_until = self
+            .pace
+            .breaker()
+            .kind_paused_until(RequestKind::LookUp, now);
+        paused_until.is_some()
     }
 
     /// Returns until when a pass starts orders: until the next is due.

@@ -105,8 +105,9 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
             if is_idle && self.ready.is_empty() && (is_answered || self.may_end()) {
                 return self.end();
             }
-            let needs_orders = is_idle && self.reconciler.queue.is_empty() && self.may_start();
+            let needs_orders = is_idle && !self.has_next() && self.may_start();
             let is_waiting = dequeue_at.is_none() && self.now() < self.until;
+            let wake_at = dequeue_at.or(self.reconciler.queue_resumes_at());
             let (requests, clock) = (&self.requests, &self.context.clock);
             let new_orders = NewOrders::next_of(&mut self.reconciler.new_orders);
             tokio::select! {
@@ -117,7 +118,7 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
                 committed = self.commits.next() => self.on_committed(committed),
                 count = requests.poll_answered(self.poll_answers) => self.poll_answers = count,
                 () = new_orders, if needs_orders => self.are_orders_new = true,
-                () = reached(clock, dequeue_at) => {}
+                () = reached(clock, wake_at) => {}
                 () = clock.deadline(self.until), if is_waiting => {}
                 () = self.stop.requested.cancelled(), if dequeue_at.is_some() => {}
             }
@@ -126,22 +127,23 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
 
     /// Returns the report, or the first error.
     fn end(mut self) -> anyhow::Result<Report> {
-        let has_orders =
-            self.are_orders_new || self.has_withdrawn || !self.reconciler.queue.is_empty();
+        let has_orders = self.are_orders_new || self.has_withdrawn || self.has_next();
         let has_more = self.poll_answers > 0 || has_orders;
         let breaker = self.reconciler.pace.breaker();
         let paused_until = breaker.kind_paused_until(RequestKind::Start, self.now());
         let may_go_on = paused_until.is_none() && (self.is_usable || self.may_start());
         self.report.has_more = has_more && may_go_on;
-        self.report.unreachable = has_more && paused_until.is_some();
+        let is_paused = has_more && paused_until.is_some();
+        self.report.unreachable = is_paused || self.reconciler.queue_resumes_at().is_some();
         self.error.map_or(Ok(self.report), Err)
     }
 
     /// Dequeues orders as far as the rate and the window allow.
     async fn dequeue_due(&mut self) {
+        let may_look_up = !self.reconciler.are_look_ups_paused();
         while let Some(at) = self.next_dequeue_at().await
             && at <= self.now()
-            && let Some(order) = self.reconciler.queue.pop()
+            && let Some(order) = self.reconciler.queue.pop(may_look_up)
         {
             if self.requests.look_ups.contains(order.order.seq) {
                 // The answer decides anew.
@@ -165,8 +167,8 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
         }
         let may_dequeue =
             self.is_usable && self.error.is_none() && self.poll_answers == 0 && now < self.until;
-        let has_order = may_dequeue && !queue.is_empty();
-        if !has_order || !pace.may_stage(now, starting) || !self.may_start() {
+        let may_stage = may_dequeue && pace.may_stage(now, starting);
+        if !may_stage || !self.has_next() || !self.may_start() {
             return None;
         }
         // With the window full, wait for the next pass.
@@ -174,36 +176,27 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
         Some(at.unwrap_or(self.until).min(self.until))
     }
 
-    /// Sends what is ready as far as there are request slots. If nothing may be sent, puts it back or withdraws
-    /// it.
+    /// Sends what is ready as far as there are request slots. Puts back an order whose look-up may not be sent, and
+    /// withdraws the intent of one whose start may not.
     fn send(&mut self) {
-        if !self.may_start() {
-            return self.put_back_or_withdraw();
-        }
-        while self
-            .reconciler
-            .pace
-            .may_send(self.now(), self.requests.slots_in_use())
-            && let Some((request, order, send_by)) = self.ready.pop_front()
-        {
-            if self.context.clock.uptime() >= send_by {
-                self.withdraw(&order);
-                continue;
+        while let Some((request, order, send_by)) = self.ready.pop_front() {
+            let is_allowed = self.may_start()
+                && (request == Request::Start || !self.reconciler.are_look_ups_paused());
+            let (pace, slots) = (&self.reconciler.pace, self.requests.slots_in_use());
+            if is_allowed && !pace.may_send(self.now(), slots) {
+                return self.ready.push_front((request, order, send_by));
             }
-            self.context.enter(Stage::InFlight, &order);
-            self.reconciler.send(request, order, self.stop);
-        }
-    }
-
-    /// Puts back the orders whose look-up is ready, and withdraws the intents of those whose start is.
-    fn put_back_or_withdraw(&mut self) {
-        while let Some((request, order, _)) = self.ready.pop_back() {
+            let is_late = self.context.clock.uptime() >= send_by;
             match request {
-                Request::LookUp => {
+                Request::Start if is_late || !is_allowed => self.withdraw(&order),
+                Request::LookUp if !is_allowed => {
                     self.context.enter(Stage::Queued, &order);
                     self.reconciler.queue.put_back(order);
                 }
-                Request::Start => self.withdraw(&order),
+                Request::Start | Request::LookUp => {
+                    self.context.enter(Stage::InFlight, &order);
+                    self.reconciler.send(request, order, self.stop);
+                }
             }
         }
     }
@@ -281,6 +274,11 @@ impl<U: Upstream, C: Clock> StartPipeline<'_, U, C> {
             && (is_next_due || is_usable_again || self.error.is_some())
             && self.requests.slots_in_use() < self.context.settings.max_in_flight
             && !self.stop.requested.is_cancelled()
+    }
+
+    fn has_next(&self) -> bool {
+        let may_look_up = !self.reconciler.are_look_ups_paused();
+        self.reconciler.queue.has_next(may_look_up)
     }
 
     fn may_start(&self) -> bool {

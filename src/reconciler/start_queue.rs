@@ -17,7 +17,7 @@ const READ_AHEAD: usize = 1_000;
 /// The orders that are due, by class.
 #[derive(Default)]
 pub(super) struct StartQueue {
-    /// Orders whose process was forgotten, by [`due_since`].
+    /// Orders whose process was forgotten, by [`due_since`]. They are looked up first.
     forgotten: VecDeque<StartCandidate>,
     /// Orders without a failed attempt, oldest first. A start that was not sent does not count as one.
     new: ReadAhead,
@@ -97,14 +97,10 @@ impl StartQueue {
         Ok(())
     }
 
-    /// Removes the next order and returns it.
-    pub fn pop(&mut self) -> Option<StartCandidate> {
+    /// Removes the next order and returns it. While look-ups are paused, orders to be looked up first wait.
+    pub fn pop(&mut self, may_look_up: bool) -> Option<StartCandidate> {
         let mut round_robin = self.round_robin;
-        let class = round_robin.next(|class| match class {
-            StartClass::Forgotten => !self.forgotten.is_empty(),
-            StartClass::New => !self.new.orders.is_empty(),
-            StartClass::Retry => !self.given_up.is_empty() || !self.refused.orders.is_empty(),
-        })?;
+        let class = round_robin.next(|class| self.is_waiting(class, may_look_up))?;
         self.round_robin = round_robin;
         let queue = match class {
             StartClass::Forgotten => &mut self.forgotten,
@@ -120,18 +116,23 @@ impl StartQueue {
 
     /// Puts back an order whose process was forgotten and that was not looked up after all.
     pub fn put_back(&mut self, forgotten: StartCandidate) {
-        self.forgotten.push_front(forgotten);
+        let at = due_since(&forgotten);
+        let index = self.forgotten.partition_point(|next| due_since(next) < at);
+        self.forgotten.insert(index, forgotten);
     }
 
-    /// Returns whether there is no order.
-    pub fn is_empty(&self) -> bool {
-        let queues = [
-            &self.forgotten,
-            &self.new.orders,
-            &self.given_up,
-            &self.refused.orders,
-        ];
-        queues.into_iter().all(VecDeque::is_empty)
+    /// Returns whether there is an order that [`Self::pop`] would return.
+    pub fn has_next(&self, may_look_up: bool) -> bool {
+        let is_waiting = |class| self.is_waiting(class, may_look_up);
+        StartClass::ALL.into_iter().any(is_waiting)
+    }
+
+    fn is_waiting(&self, class: StartClass, may_look_up: bool) -> bool {
+        match class {
+            StartClass::Forgotten => may_look_up && !self.forgotten.is_empty(),
+            StartClass::New => !self.new.orders.is_empty(),
+            StartClass::Retry => !self.given_up.is_empty() || !self.refused.orders.is_empty(),
+        }
     }
 }
 

@@ -340,7 +340,7 @@ impl PaceRun {
     fn wait_for_pass(&self) {
         let now = self.env.time().0;
         let tick = now - now.rem_euclid(1_000) + 1_000;
-        let poll_at = self.reconciler.next_order_poll_at().map_or(tick, |at| at.0);
+        let poll_at = self.reconciler.next_wake_at().map_or(tick, |at| at.0);
         self.env.move_to(tick.min(poll_at.max(now + 1)));
     }
 

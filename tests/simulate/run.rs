@@ -322,7 +322,7 @@ impl Run {
         if reconciler.has_starts_in_flight() {
             return;
         }
-        let (env, poll_at) = (&self.env, reconciler.next_order_poll_at());
+        let (env, poll_at) = (&self.env, reconciler.next_wake_at());
         let waiting_since = env.time();
         let share = 10 * env.fault_rates.borrow().step;
         let is_poll_due = |clock: &SteadyClock<Handle>| poll_at.is_some_and(|at| at <= clock.now());
@@ -393,14 +393,13 @@ impl Run {
         let stop = Stop::default();
         let requests = self.env.requests.get();
         // The reconciler's clock follows drift at other moments than this one.
-        let overdue = reconciler.next_order_poll_at();
+        let overdue = reconciler.next_wake_at();
         let overdue = overdue.filter(|at| at.after(DRIFT_MAX) <= self.clock.now());
         let outcome = drive(&self.env, reconciler.pass(&stop));
         // After a failed pass with starts in flight, the loop pauses.
         let is_paused = matches!(outcome, Some(Err(_))) && reconciler.has_starts_in_flight();
         let is_idle = outcome.is_some() && !is_paused && requests == self.env.requests.get();
-        let unchanged =
-            overdue.filter(|at| is_idle && reconciler.next_order_poll_at() == Some(*at));
+        let unchanged = overdue.filter(|at| is_idle && reconciler.next_wake_at() == Some(*at));
         self.early_passes.on_pass(unchanged);
         match &outcome {
             Some(result) => self.env.log(|| format!("pass: {result:?}")),

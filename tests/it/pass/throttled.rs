@@ -363,3 +363,62 @@ fn lists_that_are_always_throttled_hold_up_no_order_on_a_slow_schedule() {
         assert!(harness.has_settled_all(), "{fault:?}");
     }
 }
+
+#[test]
+fn orders_whose_process_was_forgotten_wait_for_the_end_of_a_pause_of_look_ups_and_others_go_on() {
+    for retry_after in [Some(20), None] {
+        let mut harness = forgotten(50, LostProcess::Restart);
+        harness.settings.max_in_flight = 8;
+        harness
+            .upstream
+            .throttled
+            .set(Some(("a", 429, retry_after)));
+        let mut reconciler = harness.old_reconciler();
+        for n in 0..300 {
+            harness.create(&format!("b{n}"));
+            pass(&mut reconciler);
+            harness.forward(1_000);
+        }
+        let requests = harness.upstream.take_requests();
+        let look_ups = requests.iter().filter(|of| of.starts_with("look_up a"));
+        let look_ups = look_ups.count();
+        assert!(look_ups <= 220, "{retry_after:?}: {look_ups}");
+        assert_eq!(harness.count(Status::Created), 0, "{retry_after:?}");
+        harness.upstream.throttled.set(None);
+        passes(&harness, &mut reconciler, 60);
+        for n in 0..50 {
+            let id = format!("a{n}");
+            assert_eq!(harness.order(&id).starts, 2, "{retry_after:?}: {id}");
+        }
+    }
+}
+
+#[test]
+fn orders_that_wait_for_the_end_of_a_pause_are_started_then_whatever_the_schedule() {
+    for is_forgotten in [false, true] {
+        let mut harness = forgotten(50, LostProcess::Restart);
+        harness.settings.schedule = "0 0 * * * *".parse().unwrap();
+        let mut reconciler = harness.old_reconciler();
+        if is_forgotten {
+            harness.upstream.throttled.set(Some(("a", 429, None)));
+        } else {
+            harness.upstream.start_fault.set(Fault::Pause(20));
+            harness.create("b1");
+            harness.create("b2");
+        }
+        while pass(&mut reconciler).has_more {}
+        let is_paused = harness.count(Status::Processing) == 50;
+        assert!(is_paused && !pass(&mut reconciler).has_more);
+        harness.upstream.throttled.set(None);
+        harness.upstream.start_fault.set(Fault::Answered);
+        harness.upstream.take_requests();
+        let wake_at = reconciler.next_wake_at().unwrap();
+        let wait = wake_at.since(harness.clock.now());
+        assert!(wait <= Duration::from_secs(60), "{wait:?}");
+        pass(&mut reconciler);
+        assert_eq!(harness.upstream.starts(), 0, "the pause lasts");
+        harness.clock.set(wake_at);
+        pass(&mut reconciler);
+        assert!(harness.upstream.starts() > 0, "{is_forgotten}");
+    }
+}
