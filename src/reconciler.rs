@@ -71,6 +71,8 @@ pub struct Reconciler<U, C> {
     polled_at: Option<Timestamp>,
     /// Set if that poll has ended, and has tried each order that was due.
     has_polled_all: bool,
+    /// Set if the list or a look-up of that poll failed, or a look-up was not sent.
+    has_gap: bool,
     /// Set if the last list was throttled, and no look-ups were made in its place yet.
     was_list_throttled: bool,
     /// Moment from which on this pass sends no more look-ups.
@@ -116,6 +118,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
             heartbeat: HeartbeatWriter::new(state),
             polled_at: None,
             has_polled_all: false,
+            has_gap: false,
             was_list_throttled: false,
             polls_until: now,
             queue: StartQueue::default(),

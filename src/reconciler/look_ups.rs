@@ -51,7 +51,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         waiting.rotate_left(from);
         if waiting.len() > limit && !self.is_once {
             waiting.truncate(limit);
-            observations.is_each_tried = false;
+            (observations.is_each_tried, self.has_gap) = (false, true);
         }
         // Those that fail again and again, or have no answer, come last, but not each time.
         if from.is_multiple_of(2) {
@@ -87,7 +87,9 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
                 break;
             }
         }
-        observations.is_each_tried &= waiting.next().is_none() && sent.is_empty();
+        let is_each_sent = waiting.next().is_none();
+        self.has_gap |= !is_each_sent;
+        observations.is_each_tried &= is_each_sent && sent.is_empty();
     }
 
     /// Returns whether one more look-up of a poll may be sent now.
@@ -159,7 +161,6 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         indexes.sort_unstable();
         let (orders, others_running) = self.split(orders, &indexes, began_at);
         let mut observations = Observations::new(orders, others_running);
-        observations.is_complete = self.requests.look_ups.is_empty();
         for (seq, answer) in answers {
             self.on_look_up(&mut observations, seq, answer);
         }

@@ -28,7 +28,7 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
     pub(super) async fn observe(&mut self, has_work: bool, stop: &Stop) -> anyhow::Result<Report> {
         let began_at = self.context.clock.now();
         self.polled_at = Some(began_at);
-        self.has_polled_all = false;
+        (self.has_polled_all, self.has_gap) = (false, false);
         let (orders, others_running) = match has_work {
             true => self.orders_to_poll(began_at).await?,
             false => Default::default(),
@@ -73,9 +73,13 @@ impl<U: Upstream, C: Clock> Reconciler<U, C> {
         let occasion = self.note_forgotten(&observations, began_at);
         self.confirm_absences(&mut observations, occasion, stop)
             .await;
-        let is_complete = observations.is_complete && observations.is_each_tried;
-        // A list includes the orders whose look-up is in flight.
-        if is_complete && (observations.entries.is_some() || self.requests.look_ups.is_empty()) {
+        self.has_gap |= !observations.is_complete;
+        let is_answered = match observations.entries {
+            // A list includes the orders whose look-up is in flight.
+            Some(_) => observations.is_each_tried,
+            None => self.requests.look_ups.is_empty(),
+        };
+        if is_answered && !self.has_gap {
             let last = &mut self.heartbeat.state.last_observed_at;
             *last = last.filter(|at| *at <= now).max(Some(began_at));
         }

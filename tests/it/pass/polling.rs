@@ -225,6 +225,21 @@ fn a_look_up_without_an_answer_is_no_full_observation() {
 }
 
 #[test]
+fn late_answers_to_look_ups_complete_no_poll_that_left_some_unsent() {
+    let mut harness = Harness::new(100_000);
+    harness.settings.max_in_flight = 4;
+    harness.create_many(12);
+    let mut reconciler = harness.reconciler();
+    passes(&harness, &mut reconciler, 2);
+    // No poll has time for all twelve.
+    harness.upstream.look_up_ms.set(3_000);
+    let slow_from = harness.clock.now();
+    passes(&harness, &mut reconciler, 5);
+    assert!(harness.clock.now() > slow_from.after(Duration::from_secs(10)));
+    assert!(harness.heartbeat().last_observed_at <= Some(slow_from));
+}
+
+#[test]
 fn an_absence_in_a_list_whose_look_up_has_no_answer_is_no_full_observation() {
     let harness = forgotten(50, LostProcess::Hold);
     let before = harness.heartbeat().last_observed_at;
