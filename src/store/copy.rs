@@ -28,7 +28,7 @@ use self::side::{
 };
 pub(super) use self::tables::{HISTORIES, Table};
 use self::tables::{JOURNAL, ORDERS};
-use super::relocation::{Relocation, removal};
+use super::relocation::{Relocation, State, removal};
 use super::sqlite;
 use super::{DatabaseUrl, Finding, OpenError, OpenReason};
 use crate::messages::quoted;
@@ -143,6 +143,16 @@ impl TakenBack {
              it again"
         )
     }
+
+    /// Returns what can be done about an unfinished copy of a target that lacks this of what was copied.
+    fn if_unfinished(&self, what: &str) -> String {
+        let from = &self.from;
+        let (copy, remove) = (&self.commands()[1], removal(from));
+        format!(
+            "lacks what its unfinished copy {from} has: {what}; if an older state was restored on purpose, remove \
+             that copy ({remove}), and run `{copy}` again: what it had more is lost then"
+        )
+    }
 }
 
 /// Reasons why a database was not copied or compared.
@@ -218,7 +228,11 @@ pub fn move_database(
     led?;
     if let Some(what) = lacks(&*from, &*to)? {
         let addresses = TakenBack::new(to.address(), from.address());
-        let what = format!("{}: {}", addresses.to, addresses.if_lacking(&what));
+        let what = match relocation(&*to)?.map(|found| found.state) {
+            Some(State::Incomplete) => addresses.if_unfinished(&what),
+            _ => addresses.if_lacking(&what),
+        };
+        let what = format!("{}: {what}", addresses.to);
         return Err(TransferError::Refused(what));
     }
     let mut copy = Copy::new(&mut *from, &mut *to, Some(&incomplete), &mut progress);

@@ -14,8 +14,9 @@ use crate::store::{DatabaseUrl, OpenError, OpenReason, sqlite};
 /// Interval between attempts to take the lead.
 const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Time for a server to notice that a copy into it was killed.
-const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for a reconciler to end once its orders have moved, and for a server to notice that a copy into it was
+/// killed.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Kinds of transactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +143,15 @@ pub(super) fn relocation(side: &dyn Side) -> Result<Option<Relocation>, Transfer
     Relocation::read(side).map_err(of(side))
 }
 
-/// Takes the lock of a database that no program uses, so that no other copy into it runs. What was read of it
+/// Takes the lock of a database that must not be used, so that no other copy into it runs. What was read of it
 /// before may have changed.
 pub(super) fn must_lead(side: &mut dyn Side) -> Result<(), TransferError> {
     match lead_within(side, HOLDER_TIMEOUT)? {
         true => Ok(()),
         false => {
             let what = format!(
-                "{}: is being copied into by another program",
+                "{}: a copy into it still runs, or its reconciler has not ended yet; run the command again \
+                 once it has",
                 side.address()
             );
             Err(TransferError::Refused(what))

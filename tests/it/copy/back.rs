@@ -122,7 +122,8 @@ async fn an_interrupted_copy_back_does_not_go_on_from_a_backup_from_before() {
         remove(&to);
         copied(&env, "sqlite:b.db", &to);
         let back = copy(&env, &[&to, &from]).assert_code(2);
-        assert!(back.stderr.contains("lacks what"), "{back:?}");
+        let expected = format!("{to}: lacks what its unfinished copy {from} has: ");
+        assert!(back.stderr.contains(&expected), "{back:?}");
         execute(&from, "DELETE FROM relocation");
     }
 }
