@@ -21,6 +21,17 @@ use super::url::UpstreamUrl;
 use super::{Cause, Failure, StartError, Upstream};
 use crate::order::{Observed, OrderId};
 
+/// Codings of a body that is not read (RFC 9110, section 8.4.1, RFC 7932, and RFC 8878).
+const COMPRESSIONS: [&[u8]; 7] = [
+    b"br",
+    b"compress",
+    b"deflate",
+    b"gzip",
+    b"x-compress",
+    b"x-gzip",
+    b"zstd",
+];
+
 /// The target of this module's log lines. It is public: `RUST_LOG` names it.
 const LOG: &str = "order_service::upstream";
 
@@ -173,7 +184,14 @@ impl HttpUpstream {
 
     /// Checks that an answer with these headers is not compressed. A portal or a proxy may do so unasked.
     fn check_coding(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        let is_coded = |coding: &&HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
+        let is_compression = |coding: &[u8]| {
+            let coding = coding.trim_ascii().to_ascii_lowercase();
+            COMPRESSIONS.contains(&&*coding)
+        };
+        let is_coded = |codings: &&HeaderValue| {
+            let mut codings = codings.as_bytes().split(|byte| *byte == b',');
+            codings.any(is_compression)
+        };
         match headers.get_all(CONTENT_ENCODING).iter().find(is_coded) {
             Some(coding) => Err(Failure::new(
                 format!(
@@ -244,18 +262,16 @@ impl HttpUpstream {
     /// Reads the body up to [`ANSWER_MAX`] bytes. Returns them, and the failure if they are not all of it.
     async fn read_body(&self, mut response: Response) -> (Vec<u8>, Result<(), Failure>) {
         let mut body = Vec::new();
-        // A compressed body may be long, and its beginning says nothing.
-        if let Err(failure) = self.check_coding(response.headers())
-            && response.content_length() != Some(0)
-        {
-            return (body, Err(failure));
-        }
         loop {
             let chunk = match response.chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => return (body, Ok(())),
                 Err(error) => return (body, Err(self.no_answer(&error))),
             };
+            // A compressed body may be long, and its beginning says nothing.
+            if let Err(failure) = self.check_coding(response.headers()) {
+                return (body, Err(failure));
+            }
             let room = ANSWER_MAX - body.len();
             if chunk.len() > room {
                 body.extend_from_slice(&chunk[..room]);

@@ -434,10 +434,28 @@ async fn a_compressed_answer_is_named_and_not_read() {
         assert_eq!(asked.headers["accept-encoding"], "identity", "{asked:?}");
     }
     // Nothing was compressed.
-    let upstream = Scripted::new(|_, _| Reply::Answer(200, GZIP, String::new())).await;
-    let orders = Orders::created(&["a1"]).await;
-    assert!(orders.once(&upstream).await);
-    assert_eq!(orders.order("a1").status, Status::Processing);
+    const EMPTY: &str =
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n0\r\n\r\n";
+    for reply in [
+        || Reply::Answer(200, GZIP, String::new()),
+        || Reply::Bytes(EMPTY.into()),
+    ] {
+        let upstream = Scripted::new(move |_, _| reply()).await;
+        let orders = Orders::created(&["a1"]).await;
+        assert!(orders.once(&upstream).await);
+        assert_eq!(orders.order("a1").status, Status::Processing);
+    }
+    for coding in ["", "utf-8", ", Identity, identity"] {
+        let header: &str = format!("Content-Encoding: {coding}\r\n").leak();
+        let upstream = Scripted::new(move |asked, _| {
+            let id = asked.looked_up().unwrap();
+            Reply::Answer(200, header, process(&id, "SUCCEEDED"))
+        })
+        .await;
+        let orders = Orders::processing(&["a1"]).await;
+        assert!(orders.once(&upstream).await, "{coding}");
+        assert_eq!(orders.order("a1").status, Status::Fulfilled, "{coding}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
