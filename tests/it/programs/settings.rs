@@ -27,12 +27,12 @@ const WRONG: &[(Setting, &str, &str)] = &[
         "@every 5s",
         "'@every 5s' for '--schedule <CRON>': Invalid",
     ),
+    (RECONCILE[0], "me@db:5", "(not shown, as it may hold a"),
     (
-        RECONCILE[0],
-        "me@db:5",
-        "'me@db:5' for '--schedule <CRON>': Invalid",
+        URL,
+        "me@corp:secret@db/orders",
+        "(not shown, as it may hold a",
     ),
-    (RECONCILE[0], "me:secret@db", "(not shown, as it may hold a"),
     (
         URL,
         "http://a.example?token=secret",
