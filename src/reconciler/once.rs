@@ -36,13 +36,13 @@ pub async fn run_once<U: Upstream, C: Clock>(
         }
         let report = reconciler.pass(stop).await?;
         is_absence_early |= report.is_absence_early;
-        let is_done = !report.unreachable && !report.has_more && reconciler.has_polled_all;
-        if stop.requested.is_cancelled() && !is_done {
-            break None;
-        }
         if report.unreachable {
             log::warn!("the upstream gave no usable answer {}", reconciler.reason());
             break Some(false);
+        }
+        let is_done = !report.has_more && reconciler.has_polled_all;
+        if stop.requested.is_cancelled() && !is_done {
+            break None;
         }
         if report.has_more {
             continue;
