@@ -160,8 +160,9 @@ impl Stages {
 }
 
 /// Maximum number of early passes in a row: one that notices that the clock was set back is early, and so is
-/// one of a schedule that has not noticed it yet.
-const EARLY_PASSES_MAX: u32 = 2;
+/// one of a schedule that has not noticed it yet. Some more may follow in the milliseconds by which the clocks
+/// of the simulation and of the reconciler differ after a small step.
+const EARLY_PASSES_MAX: u32 = 4;
 
 /// Passes in a row that send nothing although a poll time has come, which stays the same.
 #[derive(Default)]
