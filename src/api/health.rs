@@ -176,7 +176,10 @@ impl Health {
             ),
             Err(_) => (
                 FAILING,
-                format!("orders cannot be written: a write takes over {CHECK_TIMEOUT:?}"),
+                format!(
+                    "orders cannot be written: a write takes over {} s",
+                    CHECK_TIMEOUT.as_secs()
+                ),
             ),
         };
         // Failed writes of requests are known before the next check.

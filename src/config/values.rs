@@ -17,7 +17,7 @@ use crate::store::{DatabaseUrl, DatabaseUrlError};
 /// Maximum of `--request-timeout`.
 const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
-/// Minimum of `--start-rate`, in starts per second: a start each quarter of an hour.
+/// Minimum of `--start-rate`, in starts per second: a start each 17 minutes.
 const START_RATE_MIN: f64 = 0.001;
 
 /// Maximum of `--max-in-flight`, above any reasonable number of concurrent requests.
