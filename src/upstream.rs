@@ -1,7 +1,8 @@
 //! The order process service as the reconciler sees it: its requests and their failures.
 //!
 //! Pure, except for the HTTP client in `upstream/http.rs` and its proxy in `upstream/proxy.rs`. Its URL is
-//! in `upstream/url.rs`, and the wire format in `upstream/answer.rs` and `upstream/list.rs`. `decide` chooses what an answer means for an order.
+//! in `upstream/url.rs`, and the wire format in `upstream/answer.rs` and `upstream/list.rs`. `decide` chooses
+//! what an answer means for an order.
 
 mod answer;
 mod http;

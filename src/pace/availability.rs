@@ -313,8 +313,9 @@ impl CircuitBreaker {
                 matches!(failure.cause, Cause::TooManyRequests | Cause::Stale);
         }
         // An upstream that answers polls is there whatever it answers to starts; so is one that answers lists
-        // whatever it answers to look-ups, and one that limits the rate. The answer of a cache does not show that it is not. Starts without an answer or access
-        // make it down until a poll shows that they alone fail.
+        // whatever it answers to look-ups, and one that limits the rate. The answer of a cache does not show
+        // that it is not. Starts without an answer or access make it down until a poll shows that they alone
+        // fail.
         let does_start_alone_fail = is_start && self.are_polls_answered;
         let is_reachable = match failure.cause {
             Cause::NoConnection => false,
