@@ -20,8 +20,8 @@ pub struct OpenError {
     reason: Arc<OpenReason>,
 }
 
-/// The reason why this program must not use a database any longer that it has open, once there is one: its
-/// orders have moved, or a later version of the program has migrated it.
+/// The first reason why this program must not use a database any longer that it has open, once there is one:
+/// its orders have moved, or a later version of the program has migrated it.
 pub(super) type Retirement = Arc<SetOnce<OpenError>>;
 
 /// Reasons why a database cannot be used. Each completes a sentence that begins with its address.

@@ -29,7 +29,7 @@ pub(super) const ORDERS: Table = Table {
     order: Some("seq"),
 };
 
-/// What never changes of an order.
+/// The columns of an order that never change.
 pub(super) const CREATIONS: Table = Table {
     name: "orders",
     columns: "seq, id, created_at",

@@ -26,10 +26,9 @@ use super::session::Session;
 use super::settings::{self, NO_TIMEOUTS};
 use crate::clock::{Clock, DatabaseClock, SystemClock};
 use crate::messages::with_causes;
-use crate::store::OpenError;
-use crate::store::Retirement;
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
+use crate::store::{OpenError, Retirement};
 
 /// Time limit for a connection and all that is checked on it, however many hosts are tried.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -136,7 +135,6 @@ impl Connector {
 
     fn retire(&self, reason: ServerError) {
         let reason = OpenError::new(&self.address, reason);
-        // The first reason is kept.
         let _ = self.retirement.set(reason);
     }
 

@@ -16,14 +16,11 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, TransactionBehavior,
 };
 
-use super::file::{
-    self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_error, lock_file, with_suffix,
-};
+use super::file::{self, Identity, OpenedFile, WRITE_LOCK, file_error, lock_file, with_suffix};
 use super::open_error::{FileError, START_TIMEOUT};
-use crate::store::Retirement;
 use crate::store::lines::BoxError;
 use crate::store::relocation::{Purpose, Relocation};
-use crate::store::{OpenError, OpenReason};
+use crate::store::{OpenError, OpenReason, Retirement};
 
 /// Migrations, oldest first: the first creates the schema in an empty file, each later one leads
 /// from one format to the next. They are only added, never changed.
@@ -88,7 +85,7 @@ pub(super) fn prepare(
     let lock = lock_file(&path, WRITE_LOCK)?;
     lock_within(&lock, START_TIMEOUT).map_err(|error| match error {
         TryLockError::WouldBlock => OpenError::new(path.display(), FileError::Locked),
-        TryLockError::Error(error) => lock_error(&path, WRITE_LOCK, error),
+        TryLockError::Error(error) => file::lock_error(&path, WRITE_LOCK, error),
     })?;
     let other = |error: io::Error| file_error(&path, error);
     file::create(&path).map_err(other)?;
@@ -104,9 +101,7 @@ pub(super) fn prepare(
         (0, Purpose::Use) => log::warn!("created the database {name}"),
         (0, _) => log::info!("created the database {name}"),
         (FORMAT, _) => log::info!("using the database {name}"),
-        (older, _) => {
-            log::info!("using the database {name}, migrated from format {older} to {FORMAT}")
-        }
+        (older, _) => log::info!("using the database {name}, migrated from format {older}"),
     }
     Ok((file, db))
 }
@@ -391,7 +386,6 @@ pub(super) fn must_still_be_usable(
     match checked.map_err(|error| error.downcast::<OpenReason>()) {
         Err(Ok(reason)) => {
             let reason = OpenError::new(path.display(), *reason);
-            // The first reason is kept.
             let _ = retirement.set(reason.clone());
             Err(reason)
         }

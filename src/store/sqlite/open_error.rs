@@ -104,7 +104,7 @@ pub(in crate::store) enum FileError {
         found: String,
         wanted: &'static str,
     },
-    /// What is only read is not migrated.
+    /// The file is only read, and so not migrated.
     #[error("is of an earlier format; start the service on a copy of it once, and use that")]
     OldFormat,
     /// Any other error of SQLite.
